@@ -1,0 +1,45 @@
+"""High-rank language models in PyTorch: output heads, a fused mixture loss, and the paper's recipe.
+
+Names are imported on first use: ``import highrank`` costs nothing, and who wants a head never loads a trainer.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from highrank.functional import LossOptions, mixture_cross_entropy, mixture_log_prob
+    from highrank.heads import MixtureOfContexts, MixtureOfSoftmaxes, Softmax
+    from highrank.runs import load
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "LossOptions",
+    "MixtureOfContexts",
+    "MixtureOfSoftmaxes",
+    "Softmax",
+    "__version__",
+    "load",
+    "mixture_cross_entropy",
+    "mixture_log_prob",
+]
+
+_HOME = {
+    "LossOptions": "highrank.functional",
+    "MixtureOfContexts": "highrank.heads",
+    "MixtureOfSoftmaxes": "highrank.heads",
+    "Softmax": "highrank.heads",
+    "load": "highrank.runs",
+    "mixture_cross_entropy": "highrank.functional",
+    "mixture_log_prob": "highrank.functional",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'highrank' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Argument parsing and printing; the work is done below."""

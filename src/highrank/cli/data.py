@@ -1,0 +1,97 @@
+"""``highrank data list | get NAME | info NAME``: the corpora that can be had, getting one, and its figures."""
+
+import argparse
+from typing import Any
+
+from highrank.cli.output import add_json_option, notice, print_result
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser("data", help="list, fetch and describe corpora")
+    parser.set_defaults(run=run)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    listing = actions.add_parser("list", help="the corpora known by name, and where each is on this computer")
+    get = actions.add_parser("get", help="fetch a corpus from its mirrors, or build it")
+    get.add_argument("name", metavar="NAME", help="a name that `highrank data list` shows")
+    get.add_argument("--out", metavar="DIR", help="the folder to make (default: your own store of corpora)")
+    info = actions.add_parser("info", help="tokens, vocabulary and unknown words of a corpus")
+    info.add_argument("name", metavar="NAME", help="a known corpus, or any name with --data")
+    info.add_argument("--data", metavar="DIR", help="the folder with train.txt, valid.txt and test.txt")
+    for action in (listing, get, info):
+        add_json_option(action)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.action == "list":
+        return _list(arguments)
+    return _get(arguments) if arguments.action == "get" else _info(arguments)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from highrank.data.catalog import CATALOG, present_folder
+
+    corpora = []
+    for entry in CATALOG.values():
+        folder = present_folder(entry.name)
+        corpora.append(
+            {
+                "name": entry.name,
+                "title": entry.title,
+                "licence": entry.licence,
+                "tokens": {split: known.tokens for split, known in entry.splits.items()},
+                "vocabulary_size": entry.vocabulary_size,
+                "folder": None if folder is None else str(folder),
+            }
+        )
+    lines = [
+        f"{entry['name']:12}{entry['title']} ({entry['licence']}): {entry['folder'] or 'not here yet'}"
+        for entry in corpora
+    ]
+    print_result({"corpora": corpora}, lines, as_json=arguments.json)
+    return 0
+
+
+def _get(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from highrank.data.catalog import catalog_entry
+    from highrank.data.download import get_corpus
+
+    entry = catalog_entry(arguments.name)
+    folder = get_corpus(entry, Path(arguments.out).expanduser() if arguments.out else None, notice=notice)
+    print_result({"name": entry.name, "folder": str(folder)}, [str(folder)], as_json=arguments.json)
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from highrank.data.catalog import CATALOG, find_corpus, folder_problem
+    from highrank.data.corpus import corpus_statistics, load_corpus
+
+    corpus = load_corpus(find_corpus(arguments.name, arguments.data), name=arguments.name)
+    statistics = corpus_statistics(corpus)
+    entry = CATALOG.get(arguments.name)
+    problem = None if entry is None else folder_problem(entry, corpus.folder)
+    result = {
+        "name": corpus.name,
+        "folder": str(corpus.folder),
+        **statistics,
+        "sha256": dict(corpus.sha256),
+        "as_published": None if entry is None else problem is None,
+    }
+    print_result(result, _describe(result, problem), as_json=arguments.json)
+    return 0
+
+
+def _describe(result: dict[str, Any], problem: str | None) -> list[str]:
+    lines = [f"{result['name']} in {result['folder']}", f"vocabulary  {result['vocabulary_size']:,} types"]
+    for split, tokens in result["tokens"].items():
+        line = f"{split:12}{tokens:,} tokens, {result['unknown'][split]:.2%} <unk>"
+        if split in result["out_of_vocabulary"]:
+            line += f", {result['out_of_vocabulary'][split]:.2%} of types that train has not"
+        lines.append(line)
+    if result["as_published"] is not None:
+        lines.append("the text as published" if problem is None else f"not the text as published: {problem}")
+    return lines

@@ -1,0 +1,48 @@
+"""The command line: ``highrank COMMAND``. Errors of users are one line; heavy imports wait until a command runs."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from highrank import __version__
+from highrank.cli import data, dynamic_eval, evaluate, finetune, generate, run, train
+from highrank.errors import UserError
+
+__all__ = ["main"]
+
+COMMANDS = (data, train, finetune, evaluate, dynamic_eval, generate, run)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="highrank",
+        description="High-rank language models: train, fine-tune and dynamically evaluate a mixture of softmaxes.",
+    )
+    parser.add_argument("--version", action="version", version=f"highrank {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 1 failed, 2 wrong use, 128 + n stopped by signal n after saving."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except UserError as error:
+        print(f"highrank: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # whoever read our output has gone
+            sys.stderr.close()
+        else:
+            print(f"highrank: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("highrank: stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Options that several commands share, and what they stand for."""
+
+import argparse
+from pathlib import Path
+
+__all__ = [
+    "add_data_option",
+    "add_device_option",
+    "add_recipe_options",
+    "add_run_argument",
+    "add_split_option",
+    "add_stage_option",
+    "add_training_options",
+    "positive_int",
+]
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return value
+
+
+def add_run_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="RUN", type=Path, help="a run folder, made by highrank train or import")
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="DIR", help="a folder with train.txt, valid.txt and test.txt")
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+
+
+def add_split_option(parser: argparse.ArgumentParser, default: str = "test") -> None:
+    parser.add_argument("--split", choices=("train", "valid", "test"), default=default, help="(default: %(default)s)")
+
+
+def add_stage_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stage", choices=("train", "finetune"), help="whose model (default: of the last stage)")
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or the path of a .toml file")
+    parser.add_argument("--out", metavar="RUN", type=Path, help="the run folder (default: runs/RECIPE)")
+    parser.add_argument(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="change a setting of the recipe; may be given many times",
+    )
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument(
+        "--checkpoint-minutes",
+        type=float,
+        default=10.0,
+        metavar="M",
+        help="save at least so often within an epoch (default: %(default)s); each epoch is saved anyway",
+    )

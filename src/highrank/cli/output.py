@@ -1,0 +1,26 @@
+"""What every command prints: one JSON object under ``--json``, else lines for people; notices on standard error."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping
+
+__all__ = ["add_json_option", "notice", "print_result"]
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on standard output")
+
+
+def notice(message: str) -> None:
+    """Say something to the person at the terminal without touching standard output."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_result(result: Mapping[str, object], lines: Iterable[str], *, as_json: bool) -> None:
+    """Print ``result`` as JSON, or ``lines`` for a person: the same figures in both."""
+    if as_json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        for line in lines:
+            print(line)

@@ -1,0 +1,65 @@
+"""``highrank run RECIPE``: train, fine-tune, evaluate dynamically, show a sample and a table."""
+
+import argparse
+
+from highrank.cli.options import add_data_option, add_device_option, add_recipe_options, add_training_options
+from highrank.cli.output import add_json_option, print_result
+from highrank.cli.train import read_recipe
+
+__all__ = ["add_parser", "run"]
+
+SAMPLE_WORDS = 60
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "run",
+        help="the whole recipe: train, fine-tune, dynamic evaluation, table",
+        description="Train, fine-tune, evaluate each stage and dynamically, print a sample and a table.",
+    )
+    add_recipe_options(parser)
+    add_data_option(parser)
+    add_training_options(parser)
+    add_device_option(parser)
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from highrank.cli.stage import interruptible, machine
+    from highrank.evaluate import dynamic_evaluate_run, dynamic_settings, evaluate_run, generate_text
+    from highrank.report import summary_lines, summary_rows
+    from highrank.runs import load
+    from highrank.train import corpus_for, finetune, open_or_create, train
+
+    config, out = read_recipe(arguments)
+    corpus = corpus_for(config, arguments.data)
+    with machine(arguments) as where, interruptible() as ending:
+        folder = open_or_create(out, config, corpus, resume=arguments.resume)
+        where.display.message(f"run folder: {out}")
+        # Each step knows whether it is done, so that a resumed run goes on where it stopped.
+        for stage, step in (("train", train), ("finetune", finetune)):
+            step(folder, corpus, where, resume=arguments.resume)
+            for split in ("valid", "test"):
+                if split not in folder.results[stage]:
+                    result = evaluate_run(
+                        folder, corpus, split, stage=stage, device=where.device, display=where.display
+                    )
+                    where.display.message(f"{stage}: {split} perplexity {result['perplexity']:.2f}")
+        if "test" not in folder.results.get("dynamic", {}):
+            dynamic_evaluate_run(
+                folder,
+                corpus,
+                ("valid", "test"),
+                dynamic_settings(folder),
+                device=where.device,
+                display=where.display,
+            )
+    if ending.exit_code:
+        return ending.exit_code
+    model, vocabulary = load(out, device=where.device)
+    sample = generate_text(model, vocabulary, "", SAMPLE_WORDS, seed=config.train.seed, allow_unknown=False)
+    result = {"run": str(out), "stages": summary_rows(folder), "sample": sample}
+    lines = ["", "a sample of the fine-tuned model:", "", sample.rstrip(), "", *summary_lines(folder)]
+    print_result(result, lines, as_json=arguments.json)
+    return 0

@@ -1,0 +1,86 @@
+"""``highrank train RECIPE``"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from highrank.cli.options import add_data_option, add_device_option, add_recipe_options, add_training_options
+from highrank.cli.output import add_json_option, print_result
+
+if TYPE_CHECKING:
+    from highrank.data import Corpus
+    from highrank.runs import Config
+
+__all__ = ["add_parser", "best_lines", "read_recipe", "run"]
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser("train", help="train a model by a recipe", description="Train a model by a recipe.")
+    add_recipe_options(parser)
+    add_data_option(parser)
+    add_training_options(parser)
+    add_device_option(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and what it will cost; write nothing"
+    )
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config, out = read_recipe(arguments)
+    if arguments.dry_run:
+        return _dry_run(config, arguments)
+
+    from highrank.cli.stage import interruptible, machine
+    from highrank.train import corpus_for, open_or_create, train
+
+    corpus = corpus_for(config, arguments.data)
+    with machine(arguments) as where:
+        run_folder = open_or_create(out, config, corpus, resume=arguments.resume)
+        where.display.message(f"run folder: {out}")
+        with interruptible() as ending:
+            figures = train(run_folder, corpus, where, resume=arguments.resume)
+    if ending.exit_code:
+        return ending.exit_code
+    print_result({"run": str(out), "stage": "train"} | figures, best_lines("trained", figures), as_json=arguments.json)
+    return 0
+
+
+def read_recipe(arguments: argparse.Namespace) -> tuple["Config", Path]:
+    """The configuration and the run folder that the command line asks for."""
+    from highrank.runs import find_recipe, read_config
+
+    path = find_recipe(arguments.recipe)
+    return read_config(path, overrides=arguments.overrides), arguments.out or Path("runs") / path.stem
+
+
+def best_lines(what: str, figures: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"{what}: best valid perplexity {figures['valid_perplexity']:.2f} in epoch {figures['best_epoch']} of "
+        f"{figures['epochs']}, {figures['updates']} updates, {figures['elapsed_s']:.0f} s"
+    )
+
+
+def _dry_run(config: "Config", arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from highrank.runs import estimate, to_toml
+    from highrank.train import corpus_for
+
+    corpus: Corpus = corpus_for(config, arguments.data)
+    cost = estimate(config, corpus)
+    memory = cost["memory_bytes"]
+    lines = [
+        to_toml(config).rstrip(),
+        "",
+        f"parameters          {cost['parameters']:,}",
+        f"vocabulary          {cost['vocabulary']:,}",
+        f"updates per epoch   about {cost['updates_per_epoch']:,}",
+        f"memory              about {memory['total'] / 2**20:,.0f} MiB "
+        f"({memory['weights_gradients_averages'] / 2**20:,.0f} weights, gradients and averages; "
+        f"{memory['longest_step'] / 2**20:,.0f} the longest step), beside Python and PyTorch",
+    ]
+    print_result({"configuration": msgspec.to_builtins(config)} | cost, lines, as_json=arguments.json)
+    return 0

@@ -1,0 +1,66 @@
+"""Text as columns, columns as segments: the one walk that training, evaluation and dynamic evaluation share."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from highrank.errors import UserError
+from highrank.random import numpy_generator
+
+__all__ = ["Columns", "Segment", "segment_length"]
+
+
+class Segment(NamedTuple):
+    """tokens (T, B) and the tokens that follow them, target (T, B); int64. ``start`` is the position in the columns."""
+
+    start: int
+    tokens: Tensor
+    target: Tensor
+
+
+class Columns:
+    """A text cut into ``batch`` columns of equal length, the remainder dropped. Reads only what a segment needs."""
+
+    def __init__(self, tokens: NDArray[np.int32], batch: int, *, what: str = "text") -> None:
+        length = len(tokens) // batch
+        if length < 2:
+            raise UserError(
+                f"{what}: {len(tokens)} tokens are too few for a batch of {batch} columns, "
+                f"which needs at least {2 * batch}; use a smaller batch or more text"
+            )
+        self._columns = tokens[: length * batch].reshape(batch, length)
+        self.batch = batch
+        self.length = length
+
+    @property
+    def predicted_tokens(self) -> int:
+        """How many tokens have a token before them in their column."""
+        return self.batch * (self.length - 1)
+
+    def segment(self, start: int, length: int, *, first: int = 0, batch: int | None = None) -> Segment:
+        """At most ``length`` predictions from ``start`` on, of ``batch`` columns from ``first`` on (default: all)."""
+        last = self.batch if batch is None else first + batch
+        stop = min(start + length, self.length - 1)
+        part = np.ascontiguousarray(self._columns[first:last, start : stop + 1].T, dtype=np.int64)
+        part_TB = torch.from_numpy(part)
+        return Segment(start, part_TB[:-1], part_TB[1:])
+
+    def segments(self, length: int) -> Iterator[Segment]:
+        """The whole text in segments of ``length``; the last one holds what is left."""
+        for start in range(0, self.length - 1, length):
+            yield self.segment(start, length)
+
+
+def segment_length(seed: int, step: int, bptt: int, max_length_delta: int) -> int:
+    """The random length of a training segment, so that segment borders fall elsewhere in every epoch.
+
+    ``bptt`` with probability 0.95, else half of it, then a normal draw with standard deviation 5 around that; at least
+    5 and at most ``bptt + max_length_delta``. Source: Merity et al. 2017, section 5.
+    """
+    generator = numpy_generator(seed, "segment-length", step)
+    mean = bptt if generator.random() < 0.95 else bptt / 2
+    return min(max(5, int(generator.normal(mean, 5))), bptt + max_length_delta)

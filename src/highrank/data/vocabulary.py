@@ -1,0 +1,81 @@
+"""Words and their numbers."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from highrank.errors import UserError
+from highrank.files import write_text
+
+__all__ = ["END_OF_LINE", "UNKNOWN", "Vocabulary"]
+
+END_OF_LINE = "<eos>"
+UNKNOWN = "<unk>"
+
+
+@dataclass(frozen=True, repr=False)
+class Vocabulary:
+    """The words of a corpus, each with its number: its place in ``words``.
+
+    Raises UserError if a word stands in it twice.
+    """
+
+    words: tuple[str, ...]
+    index: Mapping[str, int] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        index = {word: number for number, word in enumerate(self.words)}
+        if len(index) != len(self.words):
+            twice = next(word for number, word in enumerate(self.words) if index[word] != number)
+            raise UserError(f"a vocabulary needs each word once, but {twice!r} stands in it twice")
+        object.__setattr__(self, "index", index)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({len(self)} words)"
+
+    def encode(self, words: Iterable[str]) -> list[int]:
+        """The numbers of ``words``; a word that is not in the vocabulary becomes ``<unk>``.
+
+        Raises UserError naming the word if the vocabulary has no ``<unk>``.
+        """
+        unknown = self.index.get(UNKNOWN)
+        numbers = []
+        for word in words:
+            number = self.index.get(word, unknown)
+            if number is None:
+                raise UserError(f"the word {word!r} is not in the vocabulary, which has no {UNKNOWN} for such words")
+            numbers.append(number)
+        return numbers
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """The words with these numbers. Raises UserError for a number outside the vocabulary."""
+        words = []
+        for number in map(int, ids):
+            if not 0 <= number < len(self.words):
+                raise UserError(f"word number {number} is outside the vocabulary of {len(self)} words")
+            words.append(self.words[number])
+        return words
+
+    def save(self, path: str | Path) -> None:
+        """Write one word a line (UTF-8). The file is either the old one or all of the new one, never a part."""
+        for word in self.words:
+            if "\n" in word:
+                raise UserError(f"a word that holds a line break cannot be saved one word a line: {word!r}")
+        write_text(Path(path), "".join(word + "\n" for word in self.words))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Vocabulary":
+        """Read what ``save`` wrote. Raises UserError if the file is missing, cut off or not UTF-8."""
+        try:
+            text = Path(path).read_bytes().decode()
+        except OSError as error:
+            raise UserError(f"cannot read the vocabulary {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"the vocabulary {path} is not UTF-8 text (at byte {error.start})") from error
+        if text and not text.endswith("\n"):
+            raise UserError(f"the vocabulary {path} is cut off: its last line has no end")
+        # Not splitlines(): a word may hold one of the other characters that it takes for line ends.
+        return cls(tuple(text.split("\n")[:-1]))

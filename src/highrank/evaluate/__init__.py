@@ -1,0 +1,24 @@
+"""Evaluation of a trained model on text: static, dynamic, and by its own samples."""
+
+from highrank.evaluate.dynamic import DynamicSettings, GradientStatistics, dynamic_evaluate, gradient_statistics
+from highrank.evaluate.generate import Sampling, generate, generate_text
+from highrank.evaluate.of_run import dynamic_evaluate_run, dynamic_settings, evaluate_run
+from highrank.evaluate.perplexity import Evaluation, evaluate
+from highrank.evaluate.search import Trial, search_settings
+
+__all__ = [
+    "DynamicSettings",
+    "Evaluation",
+    "GradientStatistics",
+    "Sampling",
+    "Trial",
+    "dynamic_evaluate",
+    "dynamic_evaluate_run",
+    "dynamic_settings",
+    "evaluate",
+    "evaluate_run",
+    "generate",
+    "generate_text",
+    "gradient_statistics",
+    "search_settings",
+]

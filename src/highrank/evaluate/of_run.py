@@ -1,0 +1,143 @@
+"""Evaluating a run: its model, its text, its cached statistics, and results that are kept with it."""
+
+import hashlib
+from typing import Any
+
+import torch
+
+from highrank.data import Corpus
+from highrank.errors import UserError
+from highrank.evaluate.dynamic import DynamicSettings, GradientStatistics, dynamic_evaluate, gradient_statistics
+from highrank.evaluate.perplexity import Evaluation, evaluate
+from highrank.evaluate.search import search_settings
+from highrank.files import explained, new_file
+from highrank.models import LanguageModel
+from highrank.progress import SILENT, Display
+from highrank.runs import RunFolder
+from highrank.runs.tensors import read_tensors, write_tensors
+
+__all__ = ["SPLITS", "dynamic_evaluate_run", "dynamic_settings", "evaluate_run"]
+
+SPLITS = ("train", "valid", "test")
+PAPER_BATCH = {"train": 10, "valid": 10, "test": 1}
+
+
+def evaluate_run(
+    run: RunFolder,
+    corpus: Corpus,
+    split: str,
+    *,
+    stage: str | None = None,
+    batch: int = 1,
+    paper: bool = False,
+    device: torch.device | str = "cpu",
+    display: Display = SILENT,
+) -> dict[str, Any]:
+    """Loss and perplexity of the best model of a stage on a split; recorded unless counted in the paper's way.
+
+    ``paper``: the original's batches (10 for validation, 1 for test) and its way of counting, which is a little low.
+    """
+    run.check_corpus(corpus)
+    stage = stage or run.last_stage()
+    model = run.load_model(stage, device=device)
+    batch = PAPER_BATCH[split] if paper else batch
+    evaluation = evaluate(model, corpus.tokens[split], batch=batch, what=f"{stage}: {split}", display=display)
+    if paper:
+        evaluation = evaluation.in_the_paper_way(batch)
+    result = _as_result(evaluation) | {"batch": batch, "counted": "paper" if paper else "every predicted token"}
+    if not paper:
+        run.add_result(stage, {split: result})
+    return {"run": str(run.path), "stage": stage, "split": split} | result
+
+
+def dynamic_settings(run: RunFolder, **overrides: Any) -> DynamicSettings:
+    """The run's settings, with those of ``overrides`` that are not None on top."""
+    section = run.config.dynamic
+    settings = DynamicSettings(section.lamb, section.lr, section.epsilon, section.bptt, section.mean_square)
+    return settings._replace(**{name: value for name, value in overrides.items() if value is not None})
+
+
+def dynamic_evaluate_run(
+    run: RunFolder,
+    corpus: Corpus,
+    splits: tuple[str, ...],
+    settings: DynamicSettings,
+    *,
+    stage: str | None = None,
+    search_tokens: int = 0,
+    device: torch.device | str = "cpu",
+    display: Display = SILENT,
+) -> dict[str, Any]:
+    """Dynamic evaluation of the best model of a stage on ``splits``; recorded.
+
+    With ``search_tokens`` lr and lamb are tuned on so many tokens of the validation text first.
+    """
+    run.check_corpus(corpus)
+    stage = stage or run.last_stage()
+    model = run.load_model(stage, device=device)
+    statistics = _cached_statistics(run, stage, model, corpus, settings, display)
+    result: dict[str, Any] = {"run": str(run.path), "stage": stage}
+    if search_tokens:
+        part = corpus.tokens["valid"][:search_tokens]
+        trials = search_settings(model, part, statistics, settings, display=display)
+        settings = trials[0].settings
+        result["search"] = [
+            {"lr": trial.settings.lr, "lamb": trial.settings.lamb, "loss_nats": trial.loss_nats}
+            for trial in trials
+            if trial.loss_nats != float("inf")
+        ]
+    result["settings"] = settings._asdict()
+    for split in splits:
+        evaluation = dynamic_evaluate(
+            model, corpus.tokens[split], statistics, settings, what=f"dynamic evaluation: {split}", display=display
+        )
+        result[split] = _as_result(evaluation)
+    if settings.weight_dropout_seed is None:
+        run.add_result("dynamic", {name: value for name, value in result.items() if name != "run"})
+    return result
+
+
+def _cached_statistics(
+    run: RunFolder,
+    stage: str,
+    model: LanguageModel,
+    corpus: Corpus,
+    settings: DynamicSettings,
+    display: Display,
+) -> GradientStatistics:
+    """The pass over the training text, once for a model, a text and its settings."""
+    batch, model_path, tokens = run.config.dynamic.batch, run.best_model_path(stage), corpus.tokens["train"]
+    with model_path.open("rb") as file:
+        model_hash = hashlib.file_digest(file, "sha256").hexdigest()
+    facts = [model_hash, corpus.sha256["train"], len(tokens), batch, settings.bptt, settings.weight_dropout_seed]
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    path = run.stage_folder(stage) / f"gradient-statistics-{key}.safetensors"
+    if path.exists():
+        try:
+            tensors = read_tensors(path)
+            segments = int(tensors.pop("segments"))
+            device = next(model.parameters()).device
+            squares = {name: tensors[name].to(device) for name, _ in model.named_parameters()}
+            return GradientStatistics(squares, segments)
+        except (UserError, KeyError) as error:
+            display.message(f"computing the gradient statistics again: {path} cannot be used ({error})")
+    statistics = gradient_statistics(
+        model,
+        tokens,
+        batch=batch,
+        bptt=settings.bptt,
+        weight_dropout_seed=settings.weight_dropout_seed,
+        display=display,
+    )
+    with explained(path), new_file(path) as temporary:
+        write_tensors(temporary, {**statistics.squares, "segments": torch.tensor(statistics.segments)})
+    return statistics
+
+
+def _as_result(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "loss_nats": evaluation.loss_nats,
+        "perplexity": evaluation.perplexity,
+        "tokens": evaluation.tokens,
+        "elapsed_s": round(evaluation.elapsed_s, 3),
+    }

@@ -1,0 +1,132 @@
+"""Public operations on a mixture of softmaxes: check shapes, choose an implementation, return."""
+
+import torch
+from torch import Tensor
+
+from highrank.ops import LossOptions, choose, chunked
+
+__all__ = ["LossOptions", "mixture_cross_entropy", "mixture_log_prob"]
+
+
+def mixture_cross_entropy(
+    context: Tensor,
+    prior_logits: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    implementation: str = "auto",
+    options: LossOptions | None = None,
+) -> Tensor:
+    """Cross-entropy of a mixture of K softmaxes, without storing (tokens, K, V).
+
+    Equal to ``nll_loss(logsumexp(log_softmax(prior_logits)[..., None] + log_softmax(context @ weight.T + bias), -2),
+    target)``. With K = 1 it is the cross-entropy of a linear layer.
+
+    Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V); target (*), int64.
+    Returns a scalar in nats, or (*) for ``reduction="none"``. The mean is over the tokens that are not
+    ``ignore_index``; as in PyTorch it is NaN when there are none.
+    Memory: O(tokens * K + options.block_bytes) beside the inputs and their gradients.
+    Gradients are exact for every reduction; a second derivative raises (only ``implementation="reference"`` has one).
+    Raises ValueError naming the argument, what was expected and what came; targets are checked on the CPU only.
+    Source: Yang et al. 2018, section 2.2 (arXiv 1711.03953).
+    """
+    _check(context, prior_logits, weight, bias)
+    if target.shape != context.shape[:-2]:
+        raise ValueError(
+            f"target: expected shape {tuple(context.shape[:-2])} for context {tuple(context.shape)}, "
+            f"got {tuple(target.shape)}"
+        )
+    if target.dtype != torch.int64:
+        raise ValueError(f"target: expected int64, got {target.dtype}")
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction: expected none, mean or sum, got {reduction!r}")
+    compute = choose(implementation)
+    target_N = target.reshape(-1)
+    if target.device.type == "cpu":  # elsewhere a check would make the host wait
+        _check_targets(target_N, weight.shape[0], ignore_index)
+
+    loss = compute(
+        context.reshape(-1, *context.shape[-2:]),
+        prior_logits.reshape(-1, prior_logits.shape[-1]),
+        weight,
+        bias,
+        target_N,
+        ignore_index,
+        options or LossOptions(),
+        summed=reduction != "none",
+    )
+    if reduction == "mean":
+        return loss / (target_N != ignore_index).sum()
+    return loss.view(target.shape) if reduction == "none" else loss
+
+
+def mixture_log_prob(
+    context: Tensor,
+    prior_logits: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    options: LossOptions | None = None,
+) -> Tensor:
+    """Log-probabilities of a mixture of K softmaxes, without storing (tokens, K, V).
+
+    A normalised logit vector for each token: temperature, top-k and beam search work on it. Not differentiable (the
+    result never requires a gradient): to train, use ``mixture_cross_entropy``.
+
+    Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V). Returns (*, V), in nats.
+    Raises ValueError naming the argument, what was expected and what came.
+    """
+    _check(context, prior_logits, weight, bias)
+    with torch.no_grad():
+        log_prob_NV = chunked.mixture_log_prob(
+            context.reshape(-1, *context.shape[-2:]),
+            prior_logits.reshape(-1, prior_logits.shape[-1]),
+            weight,
+            bias,
+            options or LossOptions(),
+        )
+    return log_prob_NV.view(*context.shape[:-2], weight.shape[0])
+
+
+def _check(context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if context.dim() < 2:
+        raise ValueError(f"context: expected shape (*, components, features), got {tuple(context.shape)}")
+    if prior_logits.shape != context.shape[:-1]:
+        raise ValueError(
+            f"prior_logits: expected shape {tuple(context.shape[:-1])} for context {tuple(context.shape)}, "
+            f"got {tuple(prior_logits.shape)}"
+        )
+    if weight.dim() != 2 or weight.shape[1] != context.shape[-1]:
+        raise ValueError(
+            f"weight: expected shape (classes, {context.shape[-1]}) for context {tuple(context.shape)}, "
+            f"got {tuple(weight.shape)}"
+        )
+    if weight.shape[0] == 0 or context.shape[-2] == 0:
+        raise ValueError(
+            f"expected at least one class and one component, got weight {tuple(weight.shape)} "
+            f"and context {tuple(context.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: expected shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    others = {"prior_logits": prior_logits, "weight": weight} | ({} if bias is None else {"bias": bias})
+    for name, tensor in others.items():
+        if tensor.dtype != context.dtype or tensor.device != context.device:
+            raise ValueError(
+                f"{name}: expected {context.dtype} on {context.device} like context, "
+                f"got {tensor.dtype} on {tensor.device}"
+            )
+    if not context.is_floating_point():
+        raise ValueError(f"context: expected a floating-point tensor, got {context.dtype}")
+
+
+def _check_targets(target_N: Tensor, classes: int, ignore_index: int) -> None:
+    wrong = (target_N != ignore_index) & ((target_N < 0) | (target_N >= classes))
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"target: expected values from 0 to {classes - 1} (or ignore_index {ignore_index}), "
+            f"got {int(target_N[first])} at position {first}"
+        )

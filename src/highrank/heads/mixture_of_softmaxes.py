@@ -1,0 +1,42 @@
+"""Mixture of Softmaxes: the head that breaks the softmax bottleneck."""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from highrank.heads.head import Components, Head, check_sizes
+
+__all__ = ["MixtureOfSoftmaxes"]
+
+
+@final
+class MixtureOfSoftmaxes(Head):
+    """sum_k pi_k softmax(W tanh(P_k h) + b), with pi = softmax(R h).
+
+    Shape: hidden (*, in_features), target (*) -> scalar loss in nats. ``context_features`` (D) defaults to
+    ``in_features``. ``context_dropout`` is a module applied to the contexts (*, K, D).
+    Source: Yang et al. 2018, section 2.2 (arXiv 1711.03953).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        num_components: int,
+        context_features: int | None = None,
+        bias: bool = True,
+        context_dropout: nn.Module | None = None,
+    ) -> None:
+        check_sizes(in_features=in_features, num_components=num_components)
+        super().__init__(num_classes, context_features or in_features, bias=bias)
+        self.num_components = num_components
+        self.prior = nn.Linear(in_features, num_components, bias=False)
+        self.projection = nn.Linear(in_features, num_components * self.context_features)
+        self.context_dropout = context_dropout or nn.Identity()
+
+    def components(self, hidden: Tensor) -> Components:
+        context = torch.tanh(self.projection(hidden))
+        context = context.unflatten(-1, (self.num_components, self.context_features))
+        return Components(self.context_dropout(context), self.prior(hidden))

@@ -1,0 +1,39 @@
+"""One softmax: the control that every mixture is compared with."""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from highrank.heads.head import Components, Head, check_sizes
+
+__all__ = ["Softmax"]
+
+
+@final
+class Softmax(Head):
+    """softmax(W h + b), or softmax(W tanh(P h) + b) with ``context_features``.
+
+    Its log-probability matrix has rank at most context_features + 2 (the bias and the normaliser add one each).
+
+    Shape: hidden (*, in_features), target (*) -> scalar loss in nats. ``context_dropout`` sees (*, 1, D).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        context_features: int | None = None,
+        bias: bool = True,
+        context_dropout: nn.Module | None = None,
+    ) -> None:
+        check_sizes(in_features=in_features)
+        super().__init__(num_classes, context_features or in_features, bias=bias)
+        self.projection = nn.Linear(in_features, context_features) if context_features else None
+        self.context_dropout = context_dropout or nn.Identity()
+
+    def components(self, hidden: Tensor) -> Components:
+        context = hidden if self.projection is None else torch.tanh(self.projection(hidden))
+        context = self.context_dropout(context.unsqueeze(-2))
+        return Components(context, context.new_zeros(context.shape[:-1]))

@@ -1,0 +1,19 @@
+"""The AWD-LSTM, its dropouts, and the language model that joins a backbone and a head."""
+
+from highrank.models.awd_lstm import AWDLSTM, State
+from highrank.models.dropout import Dropout, EmbeddingDropout, LockedDropout, WeightDropout, seed_dropouts
+from highrank.models.language_model import LanguageModel, LanguageModelOutput, detached, without_dropout
+
+__all__ = [
+    "AWDLSTM",
+    "Dropout",
+    "EmbeddingDropout",
+    "LanguageModel",
+    "LanguageModelOutput",
+    "LockedDropout",
+    "State",
+    "WeightDropout",
+    "detached",
+    "seed_dropouts",
+    "without_dropout",
+]

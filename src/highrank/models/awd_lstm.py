@@ -1,0 +1,94 @@
+"""The AWD-LSTM backbone: tokens in, hidden states of the last layer out. Source: Merity et al. 2017 (1708.02182)."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from highrank.models.dropout import EmbeddingDropout, LockedDropout, WeightDropout
+
+__all__ = ["AWDLSTM", "BackboneOutput", "DropConnectLSTM", "State"]
+
+State = list[tuple[Tensor, Tensor]]  # (hidden, cell) of each layer, (1, B, H) each
+
+
+class BackboneOutput(NamedTuple):
+    """hidden (T, B, H) after the output dropout, raw (T, B, H) before it, and the state to carry on with."""
+
+    hidden: Tensor
+    raw: Tensor
+    state: State
+
+
+class DropConnectLSTM(nn.Module):
+    """One LSTM layer whose hidden-to-hidden matrix loses single weights in training.
+
+    The dropped matrix is an explicit argument of the call. Hooks and ``nn.utils.parametrize`` leave the LSTM with a
+    stale copy and freeze the weight without a word (pytorch#65688).
+    """
+
+    def __init__(self, in_features: int, out_features: int, weight_dropout: float) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(in_features, out_features)
+        self.weight_dropout = WeightDropout(weight_dropout)
+
+    def forward(self, sequence: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        result: tuple[Tensor, tuple[Tensor, Tensor]]
+        if self.weight_dropout.active:
+            weights = {"weight_hh_l0": self.weight_dropout(self.lstm.weight_hh_l0)}
+            result = torch.func.functional_call(self.lstm, weights, (sequence, state))
+        else:
+            result = self.lstm(sequence, state)
+        return result
+
+
+class AWDLSTM(nn.Module):
+    """A stack of LSTM layers with every regulariser of the paper.
+
+    The first layers are ``hidden_features`` wide, the last one ``out_features``. Dropouts: ``embedding`` of word types,
+    ``input`` of the embedded sequence, ``hidden`` between layers, ``output`` of the last layer, ``weight`` of each
+    hidden-to-hidden matrix.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        embedding_features: int,
+        hidden_features: int,
+        out_features: int,
+        num_layers: int,
+        embedding_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(vocab_size, embedding_features))
+        nn.init.uniform_(self.embedding, -0.1, 0.1)
+        self.embedding_dropout = EmbeddingDropout(embedding_dropout)
+        self.input_dropout = LockedDropout(input_dropout)
+        sizes = [embedding_features, *[hidden_features] * (num_layers - 1), out_features]
+        self.layers = nn.ModuleList(DropConnectLSTM(n_in, n_out, weight_dropout) for n_in, n_out in pairwise(sizes))
+        self.hidden_dropouts = nn.ModuleList(LockedDropout(hidden_dropout) for _ in range(num_layers - 1))
+        self.output_dropout = LockedDropout(output_dropout)
+        self.layer_sizes = sizes[1:]
+
+    def initial_state(self, batch: int) -> State:
+        """Zeros for ``batch`` columns."""
+        like = self.embedding
+        return [(like.new_zeros(1, batch, size), like.new_zeros(1, batch, size)) for size in self.layer_sizes]
+
+    def forward(self, tokens: Tensor, state: Sequence[tuple[Tensor, Tensor]]) -> BackboneOutput:
+        """tokens (T, B) and the state after the text before them -> hidden states (T, B, H)."""
+        sequence = self.input_dropout(self.embedding_dropout(tokens, self.embedding))
+        new_state: State = []
+        for index, (layer, layer_state) in enumerate(zip(self.layers, state, strict=True)):
+            sequence, layer_state = layer(sequence, layer_state)
+            new_state.append(layer_state)
+            if index < len(self.hidden_dropouts):
+                sequence = self.hidden_dropouts[index](sequence)
+        return BackboneOutput(self.output_dropout(sequence), sequence, new_state)

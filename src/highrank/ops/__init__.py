@@ -1,0 +1,11 @@
+"""The ways to compute the mixture's loss, and the one table that chooses between them.
+
+Every implementation takes flattened, checked arguments: context (N, K, D), prior_logits (N, K), weight (V, D),
+bias (V) or None, target (N) with ``ignore_index`` for tokens that do not count, and returns the loss of each token (N)
+together with, where asked, gradients. ``highrank.functional`` does the checking.
+"""
+
+from highrank.ops.options import LossOptions
+from highrank.ops.table import IMPLEMENTATIONS, choose
+
+__all__ = ["IMPLEMENTATIONS", "LossOptions", "choose"]

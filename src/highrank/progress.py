@@ -1,0 +1,25 @@
+"""How long work tells of itself: what the code that works needs of a display, and nothing of how it looks."""
+
+from typing import Protocol, final
+
+__all__ = ["SILENT", "Display"]
+
+
+class Display(Protocol):
+    def progress(self, task: str, done: int, total: int, loss_nats: float) -> None:
+        """``done`` of ``total`` tokens of ``task`` are done, at this mean loss lately. To be called often."""
+
+    def message(self, text: str) -> None:
+        """Something worth keeping on the screen."""
+
+
+@final
+class _Silent:
+    def progress(self, task: str, done: int, total: int, loss_nats: float) -> None:
+        return None
+
+    def message(self, text: str) -> None:
+        return None
+
+
+SILENT: Display = _Silent()

@@ -1,0 +1,42 @@
+"""The stages of a run in one table: perplexity on validation and test text, and the time each took."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from highrank.runs import RunFolder
+
+__all__ = ["summary_lines", "summary_rows"]
+
+TITLES = {"train": "trained", "finetune": "fine-tuned", "dynamic": "dynamic evaluation"}
+
+
+def summary_rows(run: RunFolder) -> list[dict[str, Any]]:
+    """For each stage that has results: stage, valid and test perplexity (None: not measured), elapsed_s."""
+    rows = []
+    for name, title in TITLES.items():
+        result = run.results.get(name)
+        if result is None:
+            continue
+        evaluations = [result[split] for split in ("valid", "test") if split in result]
+        own_time = result.get("elapsed_s")
+        rows.append(
+            {
+                "stage": title,
+                "valid_perplexity": result.get("valid", {}).get("perplexity"),
+                "test_perplexity": result.get("test", {}).get("perplexity"),
+                # Training's time is that of its updates; of dynamic evaluation there is only the evaluating.
+                "elapsed_s": own_time if own_time is not None else sum(part["elapsed_s"] for part in evaluations),
+            }
+        )
+    return rows
+
+
+def summary_lines(run: RunFolder) -> Iterator[str]:
+    yield f"{'stage':<20}{'valid perplexity':>18}{'test perplexity':>18}{'time':>10}"
+    for row in summary_rows(run):
+        valid, test = (_number(row[key]) for key in ("valid_perplexity", "test_perplexity"))
+        yield f"{row['stage']:<20}{valid:>18}{test:>18}{row['elapsed_s']:>8.0f} s"
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f}"

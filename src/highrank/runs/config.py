@@ -1,0 +1,192 @@
+"""The settings of a run: frozen typed sections, read from TOML, overridden by ``section.key=value``."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import tomli_w
+from msgspec import Meta
+
+from highrank.errors import UserError
+
+__all__ = ["Config", "nearest_spelling", "parse_config", "read_config", "to_toml"]
+
+Count = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Probability = Annotated[float, Meta(ge=0, lt=1)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=False):
+    """A part of the configuration; unknown keys are refused."""
+
+
+class DataSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """corpus: a name that ``highrank data list`` knows, or of a folder of ``HIGHRANK_DATA``; ``--data`` overrides it.
+    train_tokens, heldout_tokens: use only the first so many tokens of the training text, and of the validation and the
+    test text (0: all); the vocabulary is that of the whole corpus."""
+
+    corpus: str
+    train_tokens: Annotated[int, Meta(ge=0)] = 0
+    heldout_tokens: Annotated[int, Meta(ge=0)] = 0
+
+
+class ModelSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Sizes. The output embedding has ``embedding_features``, tied to the input embedding if ``tied``.
+
+    ``components`` counts the softmaxes (or contexts) of a mixture; the head ``softmax`` ignores it. A softmax over a
+    last layer of another width than the embedding gets the tanh projection of the mixtures."""
+
+    head: Literal["softmax", "mixture-of-contexts", "mixture-of-softmaxes"] = "mixture-of-softmaxes"
+    components: Count = 15
+    embedding_features: Count = 280
+    hidden_features: Count = 960
+    last_hidden_features: Count = 620
+    layers: Count = 3
+    tied: bool = True
+
+
+class DropoutSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Probabilities: of word types (embedding), of the embedded input, between layers (hidden), of the last layer's
+    output, of the contexts, of single hidden-to-hidden weights (weight)."""
+
+    embedding: Probability = 0.1
+    input: Probability = 0.4
+    hidden: Probability = 0.225
+    output: Probability = 0.4
+    context: Probability = 0.29
+    weight: Probability = 0.5
+
+
+class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """batch columns, walked in micro-batches of ``micro_batch`` columns (0: all at once); segments of about ``bptt``;
+    ``lr`` for a segment of length bptt; gradient norm clipped at ``clip``; ``alpha`` and ``beta`` weigh the activation
+    and temporal activation penalties; averaging starts when the validation loss is above the best of all but the last
+    ``nonmono`` values, or at ``average_from`` (an epoch; 0: never by date)."""
+
+    seed: Annotated[int, Meta(ge=0)] = 1111
+    epochs: Count = 1000
+    batch: Count = 12
+    micro_batch: Annotated[int, Meta(ge=0)] = 0
+    bptt: Annotated[int, Meta(ge=5)] = 70
+    max_length_delta: Annotated[int, Meta(ge=0)] = 40
+    lr: Positive = 20.0
+    clip: Positive = 0.25
+    weight_decay: NotNegative = 1.2e-6
+    alpha: NotNegative = 2.0
+    beta: NotNegative = 1.0
+    nonmono: Count = 5
+    average_from: Annotated[int, Meta(ge=0)] = 0
+    valid_batch: Count = 10
+
+
+class FinetuneSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Averaged SGD from the best trained model on, until the validation loss is above the best of all but the last
+    ``nonmono`` values. All else as in training."""
+
+    epochs: Count = 1000
+    lr: Positive = 25.0
+    nonmono: Count = 5
+
+
+class DynamicSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Dynamic evaluation: decay towards the trained weights (lamb), learning rate, floor of the divisor (epsilon),
+    segment length (bptt), columns of the statistics pass (batch), root of the mean instead of the sum of squared
+    gradients (mean_square)."""
+
+    lamb: NotNegative = 0.02
+    lr: NotNegative = 0.002
+    epsilon: Positive = 0.001
+    bptt: Count = 5
+    batch: Count = 100
+    mean_square: bool = False
+
+
+class Config(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    data: DataSection
+    model: ModelSection = ModelSection()
+    dropout: DropoutSection = DropoutSection()
+    train: TrainSection = TrainSection()
+    finetune: FinetuneSection = FinetuneSection()
+    dynamic: DynamicSection = DynamicSection()
+
+    def __post_init__(self) -> None:
+        train = self.train
+        if train.micro_batch and train.batch % train.micro_batch:
+            raise ValueError(
+                f"train.micro_batch: expected a divisor of train.batch {train.batch}, got {train.micro_batch}"
+            )
+
+    @property
+    def micro_batch(self) -> int:
+        return self.train.micro_batch or self.train.batch
+
+
+def parse_config(values: Mapping[str, Any], *, source: str, overrides: Iterable[str] = ()) -> Config:
+    """A configuration from nested ``values``, with ``section.key=value`` overrides on top.
+
+    Raises UserError of one line for an unknown key (with the nearest spelling), a wrong type or a value out of range.
+    """
+    merged = {name: dict(section) if isinstance(section, Mapping) else section for name, section in values.items()}
+    for override in overrides:
+        _apply(merged, override)
+    _refuse_unknown(merged, source)
+    try:
+        return msgspec.convert(merged, Config)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise UserError(f"{source}: {_one_line(error)}", exit_code=2) from error
+
+
+def read_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {_one_line(error)}") from error
+    values.pop("promise", None)  # a recipe's words about cost and result are for people
+    return parse_config(values, source=str(path), overrides=overrides)
+
+
+def to_toml(config: Config) -> str:
+    """All settings, defaults included."""
+    return tomli_w.dumps(msgspec.to_builtins(config))
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and name):
+        raise UserError(f"--set: expected section.key=value, got {override!r}", exit_code=2)
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string
+    values.setdefault(section, {})[name] = value
+
+
+def _refuse_unknown(values: Mapping[str, Any], source: str) -> None:
+    sections = {field.name: field.type for field in msgspec.structs.fields(Config)}
+    for section, settings in values.items():
+        if section not in sections:
+            raise UserError(f"{source}: unknown section [{section}]{nearest_spelling(section, sections)}", exit_code=2)
+        if not isinstance(settings, Mapping):
+            raise UserError(f"{source}: expected a section [{section}], got the value {settings!r}", exit_code=2)
+        names = [field.name for field in msgspec.structs.fields(sections[section])]
+        for name in settings:
+            if name not in names:
+                raise UserError(f"{source}: unknown key {section}.{name}{nearest_spelling(name, names)}", exit_code=2)
+
+
+def nearest_spelling(name: str, known: Iterable[str]) -> str:
+    """``; did you mean ...?`` for a message, or what is known where nothing is near."""
+    known = list(known)
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(known)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).replace("$.", "").split())

@@ -1,0 +1,44 @@
+"""What a run will cost, before it is started."""
+
+from typing import Any
+
+from highrank.data import Corpus
+from highrank.ops import LossOptions
+from highrank.runs.build import parameter_count
+from highrank.runs.config import Config
+
+__all__ = ["estimate"]
+
+FLOAT_BYTES = 4
+
+
+def estimate(config: Config, corpus: Corpus) -> dict[str, Any]:
+    """Parameters, updates per epoch (expected: segment lengths are random) and memory of a training step in bytes.
+
+    Memory counts weights, gradients and averages, the activations that backward needs, the contexts with their
+    gradients, and one block of logits; not the interpreter and libraries (about 300 MB), nor the allocator's slack.
+    """
+    model, train = config.model, config.train
+    vocab_size = len(corpus.vocabulary)
+    parameters = parameter_count(config, vocab_size)
+    tokens = len(corpus.tokens["train"])
+    mean_length = 0.95 * train.bptt + 0.05 * train.bptt / 2
+    steps, batch = train.bptt + train.max_length_delta, config.micro_batch
+    widths = [*[model.hidden_features] * (model.layers - 1), model.last_hidden_features]
+    # Of an LSTM step backward needs the four gates, the cell and the output, and the dropped copy of the output.
+    recurrent = sum(7 * width for width in widths) + 2 * model.embedding_features
+    components = 1 if model.head == "softmax" else model.components
+    # Of a context: before and after tanh, after dropout, and the gradients of the last two.
+    contexts = 5 * components * model.embedding_features
+    block = LossOptions().block_bytes
+    step_bytes = FLOAT_BYTES * steps * batch * (recurrent + contexts) + block
+    return {
+        "parameters": parameters,
+        "vocabulary": vocab_size,
+        "updates_per_epoch": round(tokens / train.batch / mean_length),
+        "memory_bytes": {
+            "weights_gradients_averages": 3 * FLOAT_BYTES * parameters,
+            "longest_step": step_bytes,
+            "total": 3 * FLOAT_BYTES * parameters + step_bytes,
+        },
+    }

@@ -1,0 +1,191 @@
+"""The run folder: everything about one run, in files that other tools can read.
+
+config.toml  run.json  vocabulary.txt       what was asked for, by which versions and command, on which text
+metrics.jsonl  log.txt  results.json        what happened, and what was measured at the end of each stage
+train/  finetune/                           model.safetensors (the best so far) and checkpoints of each stage
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from highrank import __version__
+from highrank.data import Corpus, Vocabulary
+from highrank.errors import UserError
+from highrank.files import explained, new_file, new_folder, write_text
+from highrank.models import LanguageModel
+from highrank.runs.build import build_model
+from highrank.runs.config import Config, read_config, to_toml
+from highrank.runs.tensors import put_model_tensors, read_tensors, write_tensors
+
+__all__ = ["STAGES", "RunFolder", "TrainedModel", "load"]
+
+STAGES = ("train", "finetune")
+
+
+class TrainedModel(NamedTuple):
+    """A model in evaluation mode and the vocabulary that its classes stand for."""
+
+    model: LanguageModel
+    vocabulary: Vocabulary
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: Config, vocabulary: Vocabulary, corpus: Corpus | None) -> "RunFolder":
+        """A new run folder. Raises UserError if something is there already."""
+        if path.exists():
+            raise UserError(f"{path}: exists already; go on with --resume, or give another folder with --out")
+        facts: dict[str, Any] = {
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": sys.argv,
+            "versions": {
+                "highrank": __version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+            },
+            "machine": {
+                "platform": platform.platform(),
+                "cores": os.cpu_count(),
+                "torch_threads": torch.get_num_threads(),
+            },
+        }
+        if corpus is not None:
+            facts["corpus"] = {
+                "name": corpus.name,
+                "folder": str(corpus.folder.resolve()),
+                "sha256": dict(corpus.sha256),
+                "tokens": {split: len(tokens) for split, tokens in corpus.tokens.items()},
+            }
+        with explained(path), new_folder(path) as temporary:
+            (temporary / "config.toml").write_text(to_toml(config), encoding="utf-8")
+            (temporary / "run.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+            vocabulary.save(temporary / "vocabulary.txt")
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        if not (path / "config.toml").is_file():
+            raise UserError(f"{path}: not a run folder (expected config.toml in it)")
+        return cls(path)
+
+    @property
+    def config(self) -> Config:
+        return read_config(self.path / "config.toml")
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary.load(self.path / "vocabulary.txt")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What run.json holds: versions, command, corpus."""
+        try:
+            return cast("dict[str, Any]", json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path / 'run.json'}: cannot be read ({error})") from error
+
+    def stage_folder(self, stage: str) -> Path:
+        return self.path / stage
+
+    def best_model_path(self, stage: str) -> Path:
+        return self.path / stage / "model.safetensors"
+
+    def last_stage(self) -> str:
+        """The last stage that has a model. Raises UserError if there is none yet."""
+        for stage in reversed(STAGES):
+            if self.best_model_path(stage).exists():
+                return stage
+        raise UserError(f"{self.path}: no trained model yet; train it first (highrank train ... --resume goes on)")
+
+    def save_best(self, stage: str, tensors: Mapping[str, Tensor]) -> None:
+        path = self.best_model_path(stage)
+        path.parent.mkdir(exist_ok=True)
+        with explained(path), new_file(path) as temporary:
+            write_tensors(temporary, tensors)
+
+    def load_model(self, stage: str | None = None, *, device: torch.device | str = "cpu") -> LanguageModel:
+        """The best model of a stage (default: of the last one), in evaluation mode."""
+        stage = stage or self.last_stage()
+        path = self.best_model_path(stage)
+        if not path.exists():
+            raise UserError(f"{self.path}: the stage {stage!r} has no model yet; run it first")
+        model = build_model(self.config, len(self.vocabulary))
+        put_model_tensors(model, read_tensors(path), source=path)
+        return model.to(device).eval()
+
+    def check_corpus(self, corpus: Corpus) -> None:
+        """Raises UserError if this is not the text that the run was trained on."""
+        if corpus.vocabulary.words != self.vocabulary.words:
+            raise UserError(
+                f"{corpus.folder}: its vocabulary ({len(corpus.vocabulary)} words) is not that of the run {self.path} "
+                f"({len(self.vocabulary)} words); give the run's own corpus with --data"
+            )
+        for split, expected in self.facts.get("corpus", {}).get("sha256", {}).items():
+            if corpus.sha256[split] != expected:
+                raise UserError(
+                    f"{corpus.folder}: {split}.txt has changed since the run {self.path} was started "
+                    f"(sha256 {corpus.sha256[split][:12]}, was {expected[:12]}); restore it, or start a new run"
+                )
+
+    def log(self, line: str) -> None:
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def add_metrics(self, record: Mapping[str, Any]) -> None:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        records = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:  # a line cut short by a kill; what it said is said again after the resume
+                continue
+        return records
+
+    def forget_metrics_after(self, stage: str, step: int) -> None:
+        """Drop what a killed process recorded beyond its last checkpoint: it will be recorded again."""
+        kept = [r for r in self.metrics() if r["stage"] != stage or r["step"] <= step]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+
+    @property
+    def results(self) -> dict[str, Any]:
+        path = self.path / "results.json"
+        try:
+            return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        except ValueError as error:
+            raise UserError(f"{path}: not valid JSON ({error})") from error
+
+    def add_result(self, name: str, result: Mapping[str, Any]) -> None:
+        """Merge into results.json, under ``name``."""
+        results = self.results
+        results[name] = {**results.get(name, {}), **result}
+        path = self.path / "results.json"
+        with explained(path):
+            write_text(path, json.dumps(results, indent=2) + "\n")
+
+
+def load(run: str | os.PathLike[str], *, stage: str | None = None, device: torch.device | str = "cpu") -> TrainedModel:
+    """The trained model of a run folder, with its vocabulary: of the last stage, unless ``stage`` says otherwise.
+
+    Raises UserError (a ValueError) naming the file and what is wrong with it.
+    """
+    folder = RunFolder.open(Path(run))
+    return TrainedModel(folder.load_model(stage, device=device), folder.vocabulary)

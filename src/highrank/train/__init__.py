@@ -1,0 +1,26 @@
+"""Training: the loop, its optimizer, its state, what it records."""
+
+from highrank.train.interruption import Interrupted
+from highrank.train.loop import StageSettings, train_stage
+from highrank.train.objective import objective
+from highrank.train.optimizer import averaged_weights, is_stalled, make_optimizer
+from highrank.train.stages import Machine, corpus_for, corpus_of, finetune, open_or_create, train
+from highrank.train.state import Position, StageState
+
+__all__ = [
+    "Interrupted",
+    "Machine",
+    "Position",
+    "StageSettings",
+    "StageState",
+    "averaged_weights",
+    "corpus_for",
+    "corpus_of",
+    "finetune",
+    "is_stalled",
+    "make_optimizer",
+    "objective",
+    "open_or_create",
+    "train",
+    "train_stage",
+]

@@ -1,0 +1,50 @@
+"""The first Ctrl-C or SIGTERM asks the loop to save and stop; a second one stops at once."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+__all__ = ["Interrupted", "StopRequest", "stop_on_signal"]
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: it ended as it was asked to
+    """The run was asked to stop, has saved itself and can go on. ``exit_code`` is 128 + the signal's number."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+class StopRequest:
+    """Which signal asked to stop, if any."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        return self.signal_number is not None
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    request = StopRequest()
+    before: dict[int, Any] = {}
+
+    def ask(signal_number: int, frame: FrameType | None) -> None:
+        request.signal_number = signal_number
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)  # the next one ends the process
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                before[number] = signal.signal(number, ask)
+            except ValueError:  # not in the main thread: whoever runs us there handles signals
+                break
+        yield request
+    finally:
+        for stopping, handler in before.items():
+            signal.signal(stopping, handler)

@@ -1,0 +1,259 @@
+"""The one training loop. Training and fine-tuning are two settings of it; it reads in the order of time."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from highrank.data import Corpus
+from highrank.data.batches import Columns, segment_length
+from highrank.errors import UserError
+from highrank.evaluate import evaluate
+from highrank.models import detached, seed_dropouts
+from highrank.progress import SILENT, Display
+from highrank.random import derived_seed
+from highrank.runs import Config, RunFolder, build_model, latest_checkpoint
+from highrank.runs.tensors import model_tensors, put_model_tensors, read_tensors
+from highrank.train.interruption import Interrupted, StopRequest, stop_on_signal
+from highrank.train.objective import objective
+from highrank.train.optimizer import averaged_weights, is_stalled
+from highrank.train.recorder import Recorder
+from highrank.train.state import StageState
+
+__all__ = ["StageSettings", "train_stage"]
+
+CHECK_EVERY_S = 0.5  # how often the loss is read: a reading makes a GPU wait
+RECORD_EVERY_STEPS = 50
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """What differs between training and fine-tuning."""
+
+    epochs: int
+    lr: float
+    nonmono: int
+    averaging: bool  # from the first step on
+    stop_when_stalled: bool  # or else start averaging
+    average_from: int  # the epoch in which averaging starts at the latest; 0: only when stalled
+
+    @classmethod
+    def of(cls, config: Config, stage: str) -> "StageSettings":
+        if stage == "train":
+            train = config.train
+            return cls(train.epochs, train.lr, train.nonmono, False, False, train.average_from)
+        tune = config.finetune
+        return cls(tune.epochs, tune.lr, tune.nonmono, True, True, 0)
+
+
+def train_stage(
+    run: RunFolder,
+    stage: str,
+    corpus: Corpus,
+    *,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    checkpoint_every_s: float = 600.0,
+    display: Display = SILENT,
+) -> dict[str, Any]:
+    """Run a stage ("train" or "finetune") of ``run`` to its end; with ``resume`` from its last checkpoint, if any.
+
+    Returns best_epoch, valid_loss_nats and valid_perplexity of the best model, and epochs, updates, elapsed_s.
+    Raises Interrupted, after saving, if a signal asked to stop; UserError if the loss is lost (nan, or exploding).
+    """
+    config = run.config
+    state = _first_state(run, stage, config, device)
+    if resume:
+        _restore_last(run, stage, state, display)
+    recorder = Recorder(run, stage, display)
+    try:
+        with stop_on_signal() as stop:
+            _Stage(run, stage, corpus, config, state, recorder, stop, checkpoint_every_s).run_to_the_end()
+    finally:
+        recorder.close()
+    position = state.position
+    assert position.best_loss is not None  # a finished stage has validated
+    return {
+        "epochs": len(position.history),
+        "updates": position.step,
+        "best_epoch": position.best_epoch,
+        "valid_loss_nats": position.best_loss,
+        "valid_perplexity": math.exp(position.best_loss),
+        "elapsed_s": position.elapsed_s,
+    }
+
+
+def _first_state(run: RunFolder, stage: str, config: Config, device: torch.device | str) -> StageState:
+    settings = StageSettings.of(config, stage)
+    model = build_model(config, len(run.vocabulary))
+    if stage == "finetune":
+        source = run.best_model_path("train")
+        if not source.exists():
+            raise UserError(f"{run.path}: no trained model to fine-tune; train it first")
+        put_model_tensors(model, read_tensors(source), source=source)
+    return StageState(
+        model.to(device),
+        lr=settings.lr,
+        weight_decay=config.train.weight_decay,
+        averaging=settings.averaging,
+        groups=config.train.batch // config.micro_batch,
+        batch=config.micro_batch,
+    )
+
+
+def _restore_last(run: RunFolder, stage: str, state: StageState, display: Display) -> None:
+    checkpoint = latest_checkpoint(run.stage_folder(stage), notice=display.message)
+    if checkpoint is None:
+        return
+    state.restore(checkpoint)
+    run.forget_metrics_after(stage, state.position.step)
+    display.message(f"resuming {stage} at epoch {state.position.epoch}, update {state.position.step}")
+
+
+class _Stage:
+    def __init__(
+        self,
+        run: RunFolder,
+        stage: str,
+        corpus: Corpus,
+        config: Config,
+        state: StageState,
+        recorder: Recorder,
+        stop: StopRequest,
+        checkpoint_every_s: float,
+    ) -> None:
+        self.run, self.stage, self.config, self.state = run, stage, config, state
+        self.recorder, self.stop, self.checkpoint_every_s = recorder, stop, checkpoint_every_s
+        self.settings = StageSettings.of(config, stage)
+        self.seed = derived_seed(config.train.seed, stage)
+        self.columns = Columns(corpus.tokens["train"], config.train.batch, what="train.txt")
+        self.valid = corpus.tokens["valid"]
+        Columns(self.valid, config.train.valid_batch, what="valid.txt")  # refuse now, not after an epoch
+        self.device = next(state.model.parameters()).device
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # since the last reading
+        self.norm_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.saved_at = time.monotonic()
+
+    def run_to_the_end(self) -> None:
+        while not self.state.position.finished:
+            self.train_epoch()
+            loss = self.validate()
+            self.decide(loss)
+            self.save()
+
+    def train_epoch(self) -> None:
+        """From where the state stands to the end of the text."""
+        position, train = self.state.position, self.config.train
+        self.state.model.train()
+        read_at = time.monotonic()
+        # As the original, leave out a last segment of one prediction.
+        while position.start < self.columns.length - 2:
+            began = time.monotonic()
+            length = segment_length(self.seed, position.step, train.bptt, train.max_length_delta)
+            predictions = self.update(length)
+            position.add_step(predictions, predictions * train.batch)
+            now = time.monotonic()
+            position.elapsed_s += now - began
+
+            record = position.step % RECORD_EVERY_STEPS == 0
+            if record or now - read_at > CHECK_EVERY_S or self.stop.requested:
+                read_at = now
+                self.read_losses()
+                self.recorder.progress(position, self.columns, self.settings.epochs)
+            if record:
+                self.recorder.interval(position)
+            if self.stop.requested or now - self.saved_at > self.checkpoint_every_s:
+                self.save()
+            if self.stop.signal_number is not None:
+                self.recorder.message(f"saved {self.stage} at update {position.step}; go on with --resume")
+                raise Interrupted(self.stop.signal_number)
+        self.read_losses()
+
+    def update(self, length: int) -> int:
+        """One update of the weights from the next segment of every micro-batch. Returns its number of time steps."""
+        state, config = self.state, self.config
+        model, train = state.model, config.train
+        for group in state.optimizer.param_groups:
+            group["lr"] = self.settings.lr * length / train.bptt
+        state.optimizer.zero_grad(set_to_none=True)
+        share = config.micro_batch / train.batch
+        for index in range(len(state.carried)):
+            segment = self.columns.segment(
+                state.position.start, length, first=index * config.micro_batch, batch=config.micro_batch
+            )
+            seed_dropouts(model, self.seed, state.position.step, index)
+            output = model(segment.tokens.to(self.device), segment.target.to(self.device), state.carried[index])
+            (objective(output, train.alpha, train.beta) * share).backward()
+            state.carried[index] = detached(output.state)
+            self.loss_sum += output.loss.detach() * (share * len(segment.tokens) * train.batch)
+        self.norm_sum += nn.utils.clip_grad_norm_(model.parameters(), train.clip)
+        state.optimizer.step()
+        return len(segment.tokens)
+
+    def read_losses(self) -> None:
+        """Move what the device summed up into the position, and stop if the loss is lost."""
+        position = self.state.position
+        loss_sum, norm_sum = self.loss_sum.item(), self.norm_sum.item()
+        self.loss_sum.zero_()
+        self.norm_sum.zero_()
+        position.add_losses(loss_sum, norm_sum)
+        uniform = math.log(len(self.run.vocabulary))
+        if not (math.isfinite(loss_sum) and math.isfinite(norm_sum)):
+            reason = "the loss or its gradient is not a number"
+        elif position.interval_tokens and position.interval_loss / position.interval_tokens > 2 * uniform:
+            reason = (
+                f"the loss has exploded ({position.interval_loss / position.interval_tokens:.1f} nats a token; "
+                f"guessing evenly costs {uniform:.1f})"
+            )
+        else:
+            return
+        good = sorted(self.run.stage_folder(self.stage).glob("checkpoint-*"))
+        where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+        raise UserError(
+            f"{self.stage} stopped at update {position.step}: {reason}; {where}. Try a lower learning rate "
+            f"(--set {self.stage}.lr={self.settings.lr / 2:g}) or a smaller train.clip"
+        )
+
+    def validate(self) -> float:
+        """Loss of the (averaged) weights on the validation text."""
+        state = self.state
+        started = time.monotonic()
+        with averaged_weights(state.optimizer, state.model):
+            evaluation = evaluate(
+                state.model,
+                self.valid,
+                batch=self.config.train.valid_batch,
+                what=f"{self.stage}: validation",
+                display=self.recorder.display,
+            )
+            state.position.elapsed_s += time.monotonic() - started
+            self.recorder.validation(state.position, evaluation)
+            if state.position.best_loss is None or evaluation.loss_nats < state.position.best_loss:
+                state.position.best_loss = evaluation.loss_nats
+                state.position.best_epoch = state.position.epoch
+                self.run.save_best(self.stage, model_tensors(state.model))
+        return evaluation.loss_nats
+
+    def decide(self, loss: float) -> None:
+        """Start averaging, stop, or go on."""
+        position, settings = self.state.position, self.settings
+        stalled = is_stalled(position.history, loss, settings.nonmono)
+        position.history.append(loss)
+        due = settings.average_from and position.epoch + 1 >= settings.average_from
+        if stalled and settings.stop_when_stalled:
+            position.finished = True
+            self.recorder.message(f"{self.stage}: the validation loss has stalled, done")
+        elif (stalled or due) and not position.averaging:
+            self.state.start_averaging()
+            self.recorder.message(f"{self.stage}: averaging the weights from epoch {position.epoch + 1} on")
+        if position.epoch >= settings.epochs:
+            position.finished = True
+        if not position.finished:
+            self.state.start_epoch()
+
+    def save(self) -> None:
+        self.state.save(self.run.stage_folder(self.stage))
+        self.saved_at = time.monotonic()

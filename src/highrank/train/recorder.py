@@ -1,0 +1,79 @@
+"""What a stage leaves behind while it runs: metrics.jsonl, log.txt, TensorBoard events, and a display for people."""
+
+import importlib.util
+import math
+from typing import Any
+
+from highrank.data.batches import Columns
+from highrank.evaluate import Evaluation
+from highrank.progress import Display
+from highrank.runs import RunFolder
+from highrank.train.state import Position
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Records of one stage of ``run``. TensorBoard events are written where ``highrank[tensorboard]`` is installed."""
+
+    def __init__(self, run: RunFolder, stage: str, display: Display) -> None:
+        self.run, self.stage, self.display = run, stage, display
+        self._tensorboard: Any = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter  # imports TensorBoard: seconds, so only here
+
+            self._tensorboard = SummaryWriter(str(run.path / "tensorboard" / stage))
+
+    def progress(self, position: Position, columns: Columns, epochs: int) -> None:
+        done = (position.epoch - 1) * columns.length + position.start
+        loss_nats = position.interval_loss / max(1, position.interval_tokens)
+        task = f"{self.stage}: epoch {position.epoch}/{epochs}"
+        self.display.progress(task, done * columns.batch, epochs * columns.length * columns.batch, loss_nats)
+
+    def interval(self, position: Position) -> None:
+        """The figures since the last interval, and a new interval begins."""
+        loss_nats = position.interval_loss / position.interval_tokens
+        self._add(
+            position,
+            "interval",
+            {
+                "loss_nats": loss_nats,
+                "perplexity": math.exp(min(loss_nats, 700.0)),
+                "gradient_norm": position.interval_norm / position.interval_steps,
+            },
+        )
+        position.start_interval()
+
+    def validation(self, position: Position, evaluation: Evaluation) -> None:
+        train_loss = position.epoch_loss / max(1, position.epoch_tokens)
+        self._add(
+            position,
+            "validation",
+            {
+                "train_loss_nats": train_loss,
+                "loss_nats": evaluation.loss_nats,
+                "perplexity": evaluation.perplexity,
+                "averaging": position.averaging,
+            },
+        )
+        self.message(
+            f"{self.stage}: epoch {position.epoch}, update {position.step}: "
+            f"train perplexity {math.exp(min(train_loss, 700.0)):.2f}, "
+            f"valid perplexity {evaluation.perplexity:.2f}{' (averaged weights)' if position.averaging else ''}, "
+            f"{position.elapsed_s:.0f} s"
+        )
+
+    def message(self, text: str) -> None:
+        self.run.log(text)
+        self.display.message(text)
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _add(self, position: Position, event: str, figures: dict[str, Any]) -> None:
+        where = {"stage": self.stage, "event": event, "epoch": position.epoch, "step": position.step}
+        self.run.add_metrics(where | figures | {"elapsed_s": round(position.elapsed_s, 3)})
+        if self._tensorboard is not None:
+            for name, value in figures.items():
+                self._tensorboard.add_scalar(f"{event}/{name}", float(value), position.step)

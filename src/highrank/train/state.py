@@ -1,0 +1,120 @@
+"""Where a stage stands: all that a killed process needs to go on as if nothing had happened."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from highrank.errors import UserError
+from highrank.models import LanguageModel, State
+from highrank.runs.checkpoint import Checkpoint, save_checkpoint
+from highrank.runs.tensors import model_tensors, put_model_tensors
+from highrank.train.optimizer import make_optimizer, optimizer_tensors, put_optimizer_tensors
+
+__all__ = ["Position", "StageState"]
+
+
+@dataclass
+class Position:
+    """Plain numbers of a stage. ``start`` is where the next segment begins; ``history`` the validation losses so far.
+
+    Sums of nats and counts of tokens: ``epoch_`` since the epoch began, ``interval_`` since the last record.
+    """
+
+    epoch: int = 1
+    start: int = 0
+    step: int = 0
+    averaging: bool = False
+    finished: bool = False
+    best_loss: float | None = None
+    best_epoch: int = 0
+    history: list[float] = field(default_factory=list)
+    epoch_loss: float = 0.0
+    epoch_tokens: int = 0
+    interval_loss: float = 0.0
+    interval_tokens: int = 0
+    interval_steps: int = 0
+    interval_norm: float = 0.0
+    elapsed_s: float = 0.0
+
+    def add_step(self, predictions: int, tokens: int) -> None:
+        self.start += predictions
+        self.step += 1
+        self.epoch_tokens += tokens
+        self.interval_tokens += tokens
+        self.interval_steps += 1
+
+    def add_losses(self, loss_sum: float, norm_sum: float) -> None:
+        self.epoch_loss += loss_sum
+        self.interval_loss += loss_sum
+        self.interval_norm += norm_sum
+
+    def start_interval(self) -> None:
+        self.interval_loss, self.interval_tokens, self.interval_steps, self.interval_norm = 0.0, 0, 0, 0.0
+
+    def start_epoch(self) -> None:
+        self.epoch += 1
+        self.start = 0
+        self.epoch_loss, self.epoch_tokens = 0.0, 0
+
+
+class StageState:
+    """The position, the model, its optimizer and the hidden state carried by each micro-batch."""
+
+    def __init__(
+        self, model: LanguageModel, *, lr: float, weight_decay: float, averaging: bool, groups: int, batch: int
+    ) -> None:
+        self.model = model
+        self.position = Position(averaging=averaging)
+        self.batch = batch
+        self.carried: list[State] = [model.initial_state(batch) for _ in range(groups)]
+        self._lr, self._weight_decay = lr, weight_decay
+        self.optimizer = make_optimizer(model, lr, weight_decay, averaging=averaging)
+
+    def start_averaging(self) -> None:
+        self.position.averaging = True
+        self.optimizer = make_optimizer(self.model, self._lr, self._weight_decay, averaging=True)
+
+    def start_epoch(self) -> None:
+        """The text begins again: with an empty state."""
+        self.position.start_epoch()
+        self.carried = [self.model.initial_state(self.batch) for _ in self.carried]
+
+    def save(self, folder: Path) -> Path:
+        tensors = optimizer_tensors(self.optimizer, self.model) | _state_tensors(self.carried)
+        return save_checkpoint(
+            folder, self.position.step, model_tensors(self.model), tensors, {"position": asdict(self.position)}
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        saved = checkpoint.state.get("position", {})
+        if set(saved) != {item.name for item in fields(Position)}:
+            raise UserError(f"{checkpoint.path}: written by another version of highrank; it cannot be resumed")
+        self.position = Position(**saved)
+        put_model_tensors(self.model, checkpoint.model, source=checkpoint.path)
+        if self.position.averaging:
+            self.start_averaging()
+        put_optimizer_tensors(self.optimizer, self.model, checkpoint.tensors)
+        device = next(self.model.parameters()).device
+        _put_state_tensors(self.carried, checkpoint.tensors, device, checkpoint.path)
+
+
+def _state_tensors(carried: list[State]) -> dict[str, Tensor]:
+    return {
+        f"carried.{index}.{layer}.{part}": tensor
+        for index, state in enumerate(carried)
+        for layer, pair in enumerate(state)
+        for part, tensor in zip(("hidden", "cell"), pair, strict=True)
+    }
+
+
+def _put_state_tensors(carried: list[State], tensors: Mapping[str, Tensor], device: torch.device, source: Path) -> None:
+    for index, state in enumerate(carried):
+        for layer, (hidden, _) in enumerate(state):
+            parts: list[Any] = [tensors.get(f"carried.{index}.{layer}.{part}") for part in ("hidden", "cell")]
+            if any(part is None or part.shape != hidden.shape for part in parts):
+                raise UserError(f"{source}: its hidden states do not fit the run's batch and layers")
+            state[layer] = (parts[0].to(device), parts[1].to(device))
