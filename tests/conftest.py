@@ -36,3 +36,21 @@ def corpora() -> Path:
     if missing:
         pytest.skip(f"no {' and '.join(missing)} under {folder}: set HIGHRANK_TEST_DATA to the folder of the corpora")
     return folder
+
+
+@pytest.fixture(scope="session")
+def kjv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded corpus, built."""
+    from highrank.data.kjv import build_kjv
+
+    return build_kjv(tmp_path_factory.mktemp("kjv") / "kjv")
+
+
+@pytest.fixture(scope="session")
+def small_text(kjv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real text of a size that trains in seconds: some verses of each split."""
+    folder = tmp_path_factory.mktemp("small-text")
+    for split, verses in (("train", 120), ("valid", 40), ("test", 40)):
+        lines = (kjv / f"{split}.txt").read_text(encoding="utf-8").splitlines(keepends=True)[:verses]
+        (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+    return folder

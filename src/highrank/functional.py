@@ -26,13 +26,14 @@ def mixture_cross_entropy(
     target)``. With K = 1 it is the cross-entropy of a linear layer.
 
     Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V); target (*), int64.
-    Returns a scalar in nats, or (*) for ``reduction="none"``. The mean is over the tokens that are not
+    Returns a scalar in nats, or (*) for ``reduction="none"``, in float32 or better. The mean is over the tokens that are not
     ``ignore_index``; as in PyTorch it is NaN when there are none.
     Memory: O(tokens * K + options.block_bytes) beside the inputs and their gradients.
     Gradients are exact for every reduction; a second derivative raises (only ``implementation="reference"`` has one).
     Raises ValueError naming the argument, what was expected and what came; targets are checked on the CPU only.
     Source: Yang et al. 2018, section 2.2 (arXiv 1711.03953).
     """
+    context, prior_logits, weight, bias = _autocast(context, prior_logits, weight, bias)
     _check(context, prior_logits, weight, bias)
     if target.shape != context.shape[:-2]:
         raise ValueError(
@@ -59,7 +60,9 @@ def mixture_cross_entropy(
         summed=reduction != "none",
     )
     if reduction == "mean":
-        return loss / (target_N != ignore_index).sum()
+        count = (target_N != ignore_index).sum()
+        # NaN where nothing counts, as in PyTorch, but with gradients of zero: 0 / 0 would make them NaN.
+        return (loss / count.clamp(min=1)).masked_fill(count == 0, torch.nan)
     return loss.view(target.shape) if reduction == "none" else loss
 
 
@@ -79,6 +82,7 @@ def mixture_log_prob(
     Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V). Returns (*, V), in nats.
     Raises ValueError naming the argument, what was expected and what came.
     """
+    context, prior_logits, weight, bias = _autocast(context, prior_logits, weight, bias)
     _check(context, prior_logits, weight, bias)
     with torch.no_grad():
         log_prob_NV = chunked.mixture_log_prob(
@@ -89,6 +93,17 @@ def mixture_log_prob(
             options or LossOptions(),
         )
     return log_prob_NV.view(*context.shape[:-2], weight.shape[0])
+
+
+def _autocast(
+    context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Under autocast the products run in its dtype, as in ``linear``; gradients come back in the inputs' own."""
+    device_type = context.device.type
+    if not torch.is_autocast_enabled(device_type):
+        return context, prior_logits, weight, bias
+    dtype = torch.get_autocast_dtype(device_type)
+    return context.to(dtype), prior_logits.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _check(context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None) -> None:

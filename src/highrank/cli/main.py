@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 
 from highrank import __version__
-from highrank.cli import data, dynamic_eval, evaluate, finetune, generate, run, train
+from highrank.cli import data, dynamic_eval, evaluate, finetune, generate, import_model, run, train
 from highrank.errors import UserError
 
 __all__ = ["main"]
 
-COMMANDS = (data, train, finetune, evaluate, dynamic_eval, generate, run)
+COMMANDS = (data, train, finetune, evaluate, dynamic_eval, generate, run, import_model)
 
 
 def make_parser() -> argparse.ArgumentParser:

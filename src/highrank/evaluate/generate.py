@@ -83,7 +83,8 @@ def restricted_log_prob(log_prob_V: Tensor, sampling: Sampling) -> Tensor:
     sorted_V, order_V = scaled_V.sort(descending=True, stable=True)
     # A word is kept while the words before it hold less than top_p: the most probable one always is.
     before_V = sorted_V.exp().cumsum(-1) - sorted_V.exp()
-    left_out_V = before_V >= sampling.top_p
+    # (With 1 nothing is left out, although rounded sums reach it early.)
+    left_out_V = before_V >= (sampling.top_p if sampling.top_p < 1 else torch.inf)
     left_out_V[0] = False
     if sampling.top_k:
         left_out_V[sampling.top_k :] = True

@@ -93,7 +93,10 @@ def dynamic_evaluate_run(
         )
         result[split] = _as_result(evaluation)
     if settings.weight_dropout_seed is None:
-        run.add_result("dynamic", {name: value for name, value in result.items() if name != "run"})
+        recorded = {name: value for name, value in result.items() if name != "run"}
+        before = run.results.get("dynamic", {})
+        same = all(before.get(name) == recorded[name] for name in ("stage", "settings"))
+        run.add_result("dynamic", recorded, keep=same)
     return result
 
 

@@ -30,7 +30,7 @@ class MixtureOfSoftmaxes(Head):
         context_dropout: nn.Module | None = None,
     ) -> None:
         check_sizes(in_features=in_features, num_components=num_components)
-        super().__init__(num_classes, context_features or in_features, bias=bias)
+        super().__init__(num_classes, in_features if context_features is None else context_features, bias=bias)
         self.num_components = num_components
         self.prior = nn.Linear(in_features, num_components, bias=False)
         self.projection = nn.Linear(in_features, num_components * self.context_features)

@@ -29,8 +29,8 @@ class Softmax(Head):
         context_dropout: nn.Module | None = None,
     ) -> None:
         check_sizes(in_features=in_features)
-        super().__init__(num_classes, context_features or in_features, bias=bias)
-        self.projection = nn.Linear(in_features, context_features) if context_features else None
+        super().__init__(num_classes, in_features if context_features is None else context_features, bias=bias)
+        self.projection = None if context_features is None else nn.Linear(in_features, context_features)
         self.context_dropout = context_dropout or nn.Identity()
 
     def components(self, hidden: Tensor) -> Components:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 from highrank.ops.options import LossOptions
 
@@ -113,7 +112,7 @@ def _walk(
             grads.bias.add_((unnormalised_RV.t() @ normaliser_R1).squeeze(1))
             grads.bias.index_add_(0, target_R, -row_weight_R1.squeeze(1))
 
-    return loss_N.mul_(counts_N), grads
+    return loss_N.masked_fill_(~counts_N, 0), grads  # whatever an ignored token holds, NaN included
 
 
 def _logits(context_RD: Tensor, weight: Tensor, bias: Tensor | None, out_RV: Tensor) -> Tensor:
@@ -132,6 +131,15 @@ def _as_input_dtypes(grads: Gradients, weight: Tensor, bias: Tensor | None) -> G
     )
 
 
+def _refuse_second_derivative() -> None:
+    # Grad mode is on in backward only under create_graph; the result would have no graph, and a penalty on the gradient
+    # would vanish without a word. (once_differentiable notices only an upstream gradient that requires grad.)
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the chunked mixture loss has no second derivative (create_graph=True); use implementation='reference'"
+        )
+
+
 class _SummedLoss(torch.autograd.Function):
     """Sum of the losses: every token has the same upstream gradient, so forward can compute all gradients once."""
 
@@ -145,8 +153,8 @@ class _SummedLoss(torch.autograd.Function):
         return loss_N.sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Any:
+        _refuse_second_derivative()
         scaled = [None if grad is None else grad * upstream.to(grad.dtype) for grad in ctx.saved_tensors]
         return (*scaled, None, None, None)
 
@@ -165,12 +173,12 @@ class _TokenLosses(torch.autograd.Function):
         return loss_N
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, upstream_N: Tensor) -> Any:
-        context, prior_logits, weight, bias, target = ctx.saved_tensors  # type: ignore[attr-defined]
-        ignore_index, options = ctx.settings  # type: ignore[attr-defined]
+    def backward(ctx: Any, upstream_N: Tensor) -> Any:
+        _refuse_second_derivative()
+        context, prior_logits, weight, bias, target = ctx.saved_tensors
+        ignore_index, options = ctx.settings
         token_weight = upstream_N * (target != ignore_index)
-        needs = tuple(ctx.needs_input_grad[:4])  # type: ignore[attr-defined]
+        needs = tuple(ctx.needs_input_grad[:4])
         _, grads = _walk(context, prior_logits, weight, bias, target, ignore_index, options, token_weight, needs)
         return (*_as_input_dtypes(grads, weight, bias), None, None, None)
 
@@ -187,13 +195,17 @@ def mixture_loss(
 ) -> Tensor:
     """Loss of each token (N) in nats, zero where ignored, or their sum.
 
-    Memory beside inputs and gradients: one block of ``options.block_bytes`` and O(N * K). The sum keeps the gradients
-    from forward to backward; single losses keep the inputs and walk twice.
+    Memory beside inputs: one block of ``options.block_bytes``, O(N * K), and the gradients. The sum keeps these from
+    forward to backward, which returns a scaled copy; single losses keep the inputs and walk twice.
     """
     arguments = (context, prior_logits, weight, bias, target, ignore_index, options)
-    function = _SummedLoss if summed else _TokenLosses
-    result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
-    return result
+    result: Tensor
+    if summed and torch.is_grad_enabled():
+        result = _SummedLoss.apply(*arguments)  # type: ignore[no-untyped-call]
+        return result
+    # Without gradients forward must not compute any: needs_input_grad does not know of no_grad.
+    result = _TokenLosses.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result.sum() if summed else result
 
 
 def mixture_log_prob(

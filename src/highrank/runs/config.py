@@ -4,7 +4,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 import tomli_w
@@ -137,7 +137,7 @@ def parse_config(values: Mapping[str, Any], *, source: str, overrides: Iterable[
     try:
         return msgspec.convert(merged, Config)
     except (msgspec.ValidationError, ValueError) as error:
-        raise UserError(f"{source}: {_one_line(error)}", exit_code=2) from error
+        raise UserError(f"{source}: {_explained(error, merged)}", exit_code=2) from error
 
 
 def read_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
@@ -146,7 +146,7 @@ def read_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML: {_one_line(error)}") from error
+        raise UserError(f"{path}: not valid TOML: {' '.join(str(error).split())}") from error
     values.pop("promise", None)  # a recipe's words about cost and result are for people
     return parse_config(values, source=str(path), overrides=overrides)
 
@@ -169,7 +169,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _refuse_unknown(values: Mapping[str, Any], source: str) -> None:
-    sections = {field.name: field.type for field in msgspec.structs.fields(Config)}
+    sections = _section_types()
     for section, settings in values.items():
         if section not in sections:
             raise UserError(f"{source}: unknown section [{section}]{nearest_spelling(section, sections)}", exit_code=2)
@@ -188,5 +188,18 @@ def nearest_spelling(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(known)}"
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).replace("$.", "").split())
+def _explained(error: Exception, values: Mapping[str, Any]) -> str:
+    """What was expected and what came, in one line: msgspec says where and what it expected."""
+    expected, _, place = str(error).partition(" - at `$.")
+    section, _, name = place.rstrip("`").partition(".")
+    if not name:
+        return " ".join(str(error).split())
+    if expected.startswith("Invalid enum value"):
+        field_type = {field.name: field.type for field in msgspec.structs.fields(_section_types()[section])}[name]
+        expected = f"expected one of {', '.join(get_args(field_type))}"
+    expected = expected.partition(", got")[0].replace("Expected", "expected").replace("`", "")
+    return f"{section}.{name}: {expected}, got {values[section][name]!r}"
+
+
+def _section_types() -> dict[str, Any]:
+    return {field.name: field.type for field in msgspec.structs.fields(Config)}

@@ -173,10 +173,10 @@ class RunFolder:
         except ValueError as error:
             raise UserError(f"{path}: not valid JSON ({error})") from error
 
-    def add_result(self, name: str, result: Mapping[str, Any]) -> None:
-        """Merge into results.json, under ``name``."""
+    def add_result(self, name: str, result: Mapping[str, Any], *, keep: bool = True) -> None:
+        """Put into results.json, under ``name``; beside what was there before if ``keep``."""
         results = self.results
-        results[name] = {**results.get(name, {}), **result}
+        results[name] = {**(results.get(name, {}) if keep else {}), **result}
         path = self.path / "results.json"
         with explained(path):
             write_text(path, json.dumps(results, indent=2) + "\n")

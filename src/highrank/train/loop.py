@@ -38,15 +38,16 @@ class StageSettings:
     nonmono: int
     averaging: bool  # from the first step on
     stop_when_stalled: bool  # or else start averaging
+    keep_start: bool  # the model that the stage starts from counts as epoch 0: it stays the best until it is beaten
     average_from: int  # the epoch in which averaging starts at the latest; 0: only when stalled
 
     @classmethod
     def of(cls, config: Config, stage: str) -> "StageSettings":
         if stage == "train":
             train = config.train
-            return cls(train.epochs, train.lr, train.nonmono, False, False, train.average_from)
+            return cls(train.epochs, train.lr, train.nonmono, False, False, False, train.average_from)
         tune = config.finetune
-        return cls(tune.epochs, tune.lr, tune.nonmono, True, True, 0)
+        return cls(tune.epochs, tune.lr, tune.nonmono, True, True, True, 0)
 
 
 def train_stage(
@@ -68,7 +69,7 @@ def train_stage(
     state = _first_state(run, stage, config, device)
     if resume:
         _restore_last(run, stage, state, display)
-    recorder = Recorder(run, stage, display)
+    recorder = Recorder(run, stage, display, first_step=state.position.step + 1)
     try:
         with stop_on_signal() as stop:
             _Stage(run, stage, corpus, config, state, recorder, stop, checkpoint_every_s).run_to_the_end()
@@ -107,6 +108,9 @@ def _first_state(run: RunFolder, stage: str, config: Config, device: torch.devic
 def _restore_last(run: RunFolder, stage: str, state: StageState, display: Display) -> None:
     checkpoint = latest_checkpoint(run.stage_folder(stage), notice=display.message)
     if checkpoint is None:
+        if run.best_model_path(stage).exists() and not run.metrics():
+            raise UserError(f"{run.path}: has a model but no checkpoint of {stage} to go on from (an imported run?)")
+        run.forget_metrics_after(stage, 0)
         return
     state.restore(checkpoint)
     run.forget_metrics_after(stage, state.position.step)
@@ -138,6 +142,8 @@ class _Stage:
         self.saved_at = time.monotonic()
 
     def run_to_the_end(self) -> None:
+        if self.settings.keep_start and self.state.position.best_loss is None:
+            self.validate()
         while not self.state.position.finished:
             self.train_epoch()
             loss = self.validate()
@@ -233,7 +239,7 @@ class _Stage:
             self.recorder.validation(state.position, evaluation)
             if state.position.best_loss is None or evaluation.loss_nats < state.position.best_loss:
                 state.position.best_loss = evaluation.loss_nats
-                state.position.best_epoch = state.position.epoch
+                state.position.best_epoch = state.position.epoch if state.position.step else 0
                 self.run.save_best(self.stage, model_tensors(state.model))
         return evaluation.loss_nats
 

@@ -16,13 +16,13 @@ __all__ = ["Recorder"]
 class Recorder:
     """Records of one stage of ``run``. TensorBoard events are written where ``highrank[tensorboard]`` is installed."""
 
-    def __init__(self, run: RunFolder, stage: str, display: Display) -> None:
+    def __init__(self, run: RunFolder, stage: str, display: Display, *, first_step: int) -> None:
         self.run, self.stage, self.display = run, stage, display
         self._tensorboard: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter  # imports TensorBoard: seconds, so only here
 
-            self._tensorboard = SummaryWriter(str(run.path / "tensorboard" / stage))
+            self._tensorboard = SummaryWriter(str(run.path / "tensorboard" / stage), purge_step=first_step)
 
     def progress(self, position: Position, columns: Columns, epochs: int) -> None:
         done = (position.epoch - 1) * columns.length + position.start
@@ -56,6 +56,9 @@ class Recorder:
                 "averaging": position.averaging,
             },
         )
+        if position.step == 0:
+            self.message(f"{self.stage}: starting at valid perplexity {evaluation.perplexity:.2f}")
+            return
         self.message(
             f"{self.stage}: epoch {position.epoch}, update {position.step}: "
             f"train perplexity {math.exp(min(train_loss, 700.0)):.2f}, "

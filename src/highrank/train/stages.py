@@ -83,7 +83,9 @@ def _stage(run: RunFolder, stage: str, corpus: Corpus, machine: Machine, resume:
         checkpoint_every_s=machine.checkpoint_every_s,
         display=machine.display,
     )
-    run.add_result(stage, figures)
+    # Evaluations of an earlier model of this stage no longer hold.
+    same_model = run.results.get(stage, {}).get("valid_loss_nats") == figures["valid_loss_nats"]
+    run.add_result(stage, figures, keep=same_model)
     return figures
 
 

@@ -1,0 +1,149 @@
+"""How long does a training step take, and how much memory, beside the textbook model (materialised softmaxes)?"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import in_turn, peak_rss_bytes, save, summary
+from benchmarks.textbook import TextbookModel, train_step
+from highrank.data import find_corpus, load_corpus
+from highrank.data.batches import Columns
+from highrank.models import detached, seed_dropouts
+from highrank.runs import Config, build_model, find_recipe, read_config
+from highrank.train import make_optimizer, objective
+
+Step = Callable[[], float]
+
+
+def our_step(config: Config, vocab_size: int, columns: Columns, bptt: int) -> Step:
+    """One update after the other, as the training loop does them, segments of ``bptt``; returns the loss in nats."""
+    model = build_model(config, vocab_size)
+    optimizer = make_optimizer(model, config.train.lr, config.train.weight_decay, averaging=False)
+    carried, step = model.initial_state(config.train.batch), 0
+    model.train()
+
+    def update() -> float:
+        nonlocal carried, step
+        segment = columns.segment(step * bptt, bptt)
+        optimizer.zero_grad(set_to_none=True)
+        seed_dropouts(model, config.train.seed, step, 0)
+        output = model(segment.tokens, segment.target, carried)
+        objective(output, config.train.alpha, config.train.beta).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip)
+        optimizer.step()
+        carried, step = detached(output.state), step + 1
+        return output.loss.item()
+
+    return update
+
+
+def textbook_step(config: Config, vocab_size: int, columns: Columns, bptt: int) -> Step:
+    """The same update by the original's formula, epsilon inside the logarithm included."""
+    sizes, dropout, train = config.model, config.dropout, config.train
+    model = TextbookModel(
+        vocab_size,
+        emsize=sizes.embedding_features,
+        nhid=sizes.hidden_features,
+        nhidlast=sizes.last_hidden_features,
+        nlayers=sizes.layers,
+        n_experts=sizes.components,
+        dropout=dropout.output,
+        dropouth=dropout.hidden,
+        dropouti=dropout.input,
+        dropoute=dropout.embedding,
+        dropoutl=dropout.context,
+        wdrop=dropout.weight,
+        epsilon=1e-8,
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
+    hidden, step = model.init_hidden(train.batch), 0
+
+    def update() -> float:
+        nonlocal hidden, step
+        segment = columns.segment(step * bptt, bptt)
+        loss, hidden = train_step(
+            model,
+            optimizer,
+            segment.tokens,
+            segment.target,
+            hidden,
+            lr=train.lr,
+            seq_len=bptt,
+            bptt=bptt,
+            alpha=train.alpha,
+            beta=train.beta,
+            clip=train.clip,
+        )
+        step += 1
+        return float(loss)
+
+    return update
+
+
+def three_steps(make: str, recipe: str, data: str | None) -> None:
+    """For the measurement of memory: a step, a second one when gradients and state are there, and a third."""
+    step = make_steps(recipe, data)[make]
+    for _ in range(3):
+        step()
+
+
+def make_steps(recipe: str, data: str | None) -> dict[str, Step]:
+    config = read_config(find_recipe(recipe))
+    corpus = load_corpus(find_corpus(config.data.corpus, data))
+    columns = Columns(corpus.tokens["train"], config.train.batch)
+    torch.manual_seed(config.train.seed)
+    makers = {"highrank": our_step, "textbook": textbook_step}
+    return {
+        name: LazyStep(partial(make, config, len(corpus.vocabulary), columns, config.train.bptt))
+        for name, make in makers.items()
+    }
+
+
+class LazyStep:
+    """Makes its model when first called, so that a process that measures one holds one."""
+
+    def __init__(self, make: Callable[[], Step]) -> None:
+        self.make, self.step = make, None
+        self.losses: list[float] = []
+
+    def __call__(self) -> float:
+        self.step = self.step or self.make()
+        self.losses.append(self.step())
+        return self.losses[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="penn")
+    parser.add_argument("--data", help="the folder of the corpus")
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    steps = make_steps(arguments.recipe, arguments.data)
+    times = {name: summary(seconds) for name, seconds in in_turn(steps, arguments.repeats).items()}
+    peaks = {name: peak_rss_bytes(partial(three_steps, name, arguments.recipe, arguments.data)) for name in steps}
+    idle = peak_rss_bytes(_nothing)
+    result = {
+        "recipe": arguments.recipe,
+        "repeats": arguments.repeats,
+        "step": times,
+        "loss_nats_by_step": {name: step.losses for name, step in steps.items()},
+        "peak_rss_bytes": peaks,
+        "idle_rss_bytes": idle,
+        "times_faster": times["textbook"]["median_s"] / times["highrank"]["median_s"],
+        "share_of_memory": peaks["highrank"] / peaks["textbook"],
+    }
+    path = save(Path(__file__).stem, result)
+    for name in steps:
+        print(f"{name:10} {times[name]['median_s']:.2f} s a step, peak {peaks[name] / 2**20:,.0f} MiB")
+    print(f"{result['times_faster']:.2f} times faster, {100 * result['share_of_memory']:.0f}% of the memory -> {path}")
+
+
+def _nothing() -> None:
+    """What Python, PyTorch and this file cost by themselves."""
+
+
+if __name__ == "__main__":
+    main()

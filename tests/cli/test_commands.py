@@ -1,0 +1,251 @@
+"""The commands as a user calls them: what they print, and what bad input gets: one line, an exit code, no loss."""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from highrank import load
+
+RECIPE = Path(__file__).parent.parent / "train" / "tiny.toml"
+
+
+def highrank(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "highrank", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> None:
+    """The command failed with one line on standard error (after notices) that holds all ``words``."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("highrank: "), done.stderr
+    for word in words:
+        assert word in last, f"{word!r} is not in: {last}"
+
+
+@pytest.fixture(scope="module")
+def trained(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run: trained, fine-tuned, dynamically evaluated."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    done = highrank("run", RECIPE, "--data", small_text, "--out", out, "--json", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [row["stage"] for row in result["stages"]] == ["trained", "fine-tuned", "dynamic evaluation"]
+    assert all(row["test_perplexity"] > 1 and row["valid_perplexity"] > 1 for row in result["stages"])
+    assert result["sample"].strip()
+    return out
+
+
+def test_a_run_folder_holds_what_it_should(trained: Path) -> None:
+    for name in ("config.toml", "run.json", "vocabulary.txt", "metrics.jsonl", "log.txt", "results.json"):
+        assert (trained / name).stat().st_size > 0, name
+    for stage in ("train", "finetune"):
+        assert (trained / stage / "model.safetensors").exists()
+        assert list((trained / stage).glob("checkpoint-*"))
+        assert list((trained / "tensorboard" / stage).glob("events.*"))
+    facts = json.loads((trained / "run.json").read_text())
+    assert {"highrank", "torch", "python"} <= set(facts["versions"])
+    assert set(facts["corpus"]["sha256"]) == {"train", "valid", "test"}
+
+
+def test_fine_tuning_never_ends_worse_than_it_began(trained: Path) -> None:
+    results = json.loads((trained / "results.json").read_text())
+    assert results["finetune"]["valid_loss_nats"] <= results["train"]["valid_loss_nats"]
+
+
+def test_evaluate_agrees_with_the_recorded_loss_and_the_python_api(trained: Path, small_text: Path) -> None:
+    done = highrank("evaluate", trained, "--split", "valid", "--batch", "4", "--stage", "train", "--json")
+    result = json.loads(done.stdout)
+    recorded = json.loads((trained / "results.json").read_text())["train"]["valid_loss_nats"]
+    assert result["loss_nats"] == pytest.approx(recorded, abs=1e-5)  # in other segments: another order of sums
+    exact = json.loads(highrank("evaluate", trained, "--split", "valid", "--json").stdout)
+    assert exact["tokens"] == len((small_text / "valid.txt").read_text().replace("\n", " <eos> ").split()) - 1
+    paper = json.loads(highrank("evaluate", trained, "--split", "test", "--paper", "--json").stdout)
+    test = json.loads(highrank("evaluate", trained, "--split", "test", "--json").stdout)
+    assert paper["loss_nats"] == pytest.approx(test["loss_nats"] * test["tokens"] / (test["tokens"] + 1))
+    model, vocabulary = load(trained)
+    assert model.vocab_size == len(vocabulary)
+
+
+def test_dynamic_evaluation_caches_its_statistics(trained: Path) -> None:
+    first = highrank("dynamic-eval", trained, "--split", "valid", "--lr", "0.001", "--json")
+    cached = sorted(trained.rglob("gradient-statistics-*.safetensors"))
+    stamps = [path.stat().st_mtime_ns for path in cached]
+    second = highrank("dynamic-eval", trained, "--split", "valid", "--lr", "0.001", "--json")
+    assert cached
+    assert [path.stat().st_mtime_ns for path in sorted(trained.rglob("gradient-statistics-*"))] == stamps
+    assert json.loads(first.stdout)["valid"]["loss_nats"] == json.loads(second.stdout)["valid"]["loss_nats"]
+
+
+def test_damaged_statistics_are_computed_again(trained: Path) -> None:
+    path = next(trained.rglob("gradient-statistics-*.safetensors"))
+    path.write_bytes(path.read_bytes()[:1000])
+    done = highrank("dynamic-eval", trained, "--split", "valid", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "again" in done.stderr
+
+
+def test_search_and_the_old_defect(trained: Path) -> None:
+    found = json.loads(highrank("dynamic-eval", trained, "--search", "300", "--json").stdout)
+    losses = [trial["loss_nats"] for trial in found["search"]]
+    assert losses == sorted(losses)
+    assert len(losses) >= 3
+    assert {"valid", "test"} <= set(found)
+    before = (trained / "results.json").read_text()
+    done = highrank("dynamic-eval", trained, "--keep-weight-drop", "--json")
+    assert done.returncode == 0, done.stderr
+    assert (trained / "results.json").read_text() == before, "the measurement of a defect was recorded as a result"
+
+
+def test_generate_is_repeatable(trained: Path) -> None:
+    texts = [
+        highrank("generate", trained, "--words", "20", "--seed", seed, "--json").stdout for seed in ("1", "1", "2")
+    ]
+    one, again, other = (json.loads(text)["text"] for text in texts)
+    assert one == again != other
+    assert json.loads(texts[0])["words_per_s"] > 0
+
+
+def test_dry_run_writes_nothing(small_text: Path, tmp_path: Path) -> None:
+    done = highrank("train", RECIPE, "--data", small_text, "--dry-run", "--json", cwd=tmp_path)
+    result = json.loads(done.stdout)
+    assert result["parameters"] > 0
+    assert result["configuration"]["train"]["batch"] == 6
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_papers_sizes(corpora: Path) -> None:
+    for recipe, parameters in (("penn", 21_500_620), ("wikitext-2", 34_909_528)):
+        done = highrank("train", recipe, "--data", corpora / recipe, "--dry-run", "--json")
+        assert json.loads(done.stdout)["parameters"] == parameters
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.lrr=3", ("train.lrr", "did you mean 'lr'")),
+        ("trian.lr=3", ("[trian]", "did you mean 'train'")),
+        ("train.lr=fast", ("train.lr", "float", "'fast'")),
+        ("train.batch=0", ("train.batch", ">= 1", "got 0")),
+        ("train.batch=2.5", ("train.batch", "int", "2.5")),
+        ("dropout.input=1.0", ("dropout.input", "< 1.0", "1.0")),
+        ("model.head=mos", ("model.head", "mixture-of-softmaxes", "'mos'")),
+        ("train.micro_batch=4", ("train.micro_batch", "divisor", "6", "4")),
+        ("train", ("section.key=value", "'train'")),
+    ],
+)
+def test_settings_that_cannot_be(override: str, words: tuple[str, ...], small_text: Path, tmp_path: Path) -> None:
+    done = highrank("train", RECIPE, "--data", small_text, "--out", tmp_path / "run", "--set", override)
+    refused(done, *words, code=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_recipe(tmp_path: Path) -> None:
+    refused(highrank("train", "pen", cwd=tmp_path), "'pen'", "did you mean 'penn'", code=2)
+    refused(highrank("train", "none.toml", cwd=tmp_path), "none.toml", "no such file", code=2)
+    (tmp_path / "broken.toml").write_text("[data\n")
+    refused(highrank("train", "broken.toml", cwd=tmp_path), "broken.toml", "not valid TOML")
+
+
+def test_a_run_folder_that_exists_stays_as_it_is(trained: Path, small_text: Path) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
+    refused(highrank("train", RECIPE, "--data", small_text, "--out", trained), str(trained), "exists", "--resume")
+    refused(highrank("finetune", trained), "finetune", "exists", "--resume")
+    done = highrank("train", RECIPE, "--data", small_text, "--out", trained, "--resume", "--set", "train.lr=3")
+    refused(done, "other settings", "lr = 20.0, now lr = 3")
+    assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
+
+
+def test_not_a_run_folder(tmp_path: Path) -> None:
+    refused(highrank("evaluate", tmp_path), str(tmp_path), "not a run folder")
+    refused(highrank("generate", tmp_path / "none"), "not a run folder")
+
+
+@pytest.mark.parametrize(
+    ("split", "content", "words"),
+    [
+        ("valid", None, ("no valid.txt",)),
+        ("test", b"", ("test.txt", "empty")),
+        ("train", b"good words\nbad \xff words\n", ("train.txt", "not UTF-8", "line 2")),
+        ("train", b"a b c\n", ("train.txt", "too few", "batch of 6")),
+        ("valid", b"in the\n", ("valid.txt", "too few", "batch of 4")),
+    ],
+)
+def test_text_that_cannot_be_used(
+    split: str, content: bytes | None, words: tuple[str, ...], small_text: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "text"
+    shutil.copytree(small_text, folder)
+    (folder / f"{split}.txt").unlink()
+    if content is not None:
+        (folder / f"{split}.txt").write_bytes(content)
+    refused(highrank("train", RECIPE, "--data", folder, "--out", tmp_path / "run"), *words)
+
+
+def test_text_that_changed_since(trained: Path, small_text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "text"
+    shutil.copytree(small_text, folder)
+    verses = (folder / "train.txt").read_text().splitlines(keepends=True)
+    (folder / "train.txt").write_text("".join([verses[0], verses[0], *verses[1:]]))  # the same words, the same order
+    refused(highrank("evaluate", trained, "--data", folder), "train.txt has changed", "sha256")
+    with (folder / "train.txt").open("a") as file:
+        file.write("neverseenbefore\n")
+    refused(highrank("evaluate", trained, "--data", folder), "vocabulary", "--data")
+
+
+def test_a_model_that_does_not_fit_or_is_damaged(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    words = (run / "vocabulary.txt").read_text().splitlines(keepends=True)
+    (run / "vocabulary.txt").write_text("".join(words[:-1]))
+    refused(highrank("generate", run), "model.safetensors", "shape")
+    (run / "vocabulary.txt").write_text("".join(words))
+    whole = (run / "finetune" / "model.safetensors").read_bytes()
+    for length in (0, 7, 200, len(whole) - 1):
+        (run / "finetune" / "model.safetensors").write_bytes(whole[:length])
+        refused(highrank("generate", run), "model.safetensors", "damaged")
+
+
+def test_a_disk_that_is_full(small_text: Path, tmp_path: Path) -> None:
+    """The limit on the size of a file stands for the full disk: writes fail in the middle, in the same way."""
+    out = tmp_path / "run"
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    done = highrank("train", RECIPE, "--data", small_text, "--out", out, "--device", "cpu", preexec_fn=limit)
+    refused(done, "no space left", str(out))
+    assert not list(out.rglob("checkpoint-*"))
+    assert not list(out.rglob(".new-*")), "half-written files were left behind"
+    done = highrank("train", RECIPE, "--data", small_text, "--out", out, "--device", "cpu", "--resume")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_loss_that_is_lost(small_text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--set", "train.lr=1e9", "--set", "train.clip=1e9"]
+    done = highrank("train", RECIPE, "--data", small_text, "--out", out, *options)
+    refused(done, "stopped at update", "checkpoint", "lower learning rate")
+
+
+def test_no_network_means_one_line(tmp_path: Path) -> None:
+    refused(highrank("train", "penn", cwd=tmp_path, env=no_network(tmp_path)), "highrank data get penn", "train.txt")
+
+
+def no_network(tmp_path: Path) -> dict[str, str]:
+    import os
+
+    return os.environ | {"XDG_DATA_HOME": str(tmp_path / "store"), "HTTPS_PROXY": "http://127.0.0.1:9"}
+
+
+def test_a_device_that_is_not_there(small_text: Path, tmp_path: Path) -> None:
+    done = highrank("train", RECIPE, "--data", small_text, "--out", tmp_path / "run", "--device", "gpu7")
+    refused(done, "gpu7", "cannot be used here", code=2)

@@ -1,0 +1,95 @@
+"""Checkpoints: whole or absent; one that is damaged is passed over, by name; old ones go last."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from highrank.errors import UserError
+from highrank.runs import latest_checkpoint, load_checkpoint, save_checkpoint
+
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.tensor(7)}
+
+
+def save(folder: Path, step: int) -> Path:
+    return save_checkpoint(folder, step, {"w": torch.full((3,), float(step))}, TENSORS, {"position": {"step": step}})
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(save(tmp_path, 5))
+    assert checkpoint.model["w"].tolist() == [5.0] * 3
+    assert checkpoint.state["position"] == {"step": 5}
+    assert all(checkpoint.tensors[name].equal(tensor) for name, tensor in TENSORS.items())
+
+
+def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    for step in (9, 10, 11, 100):
+        save(tmp_path, step)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-00000011", "checkpoint-00000100"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str) -> None:
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    whole = (newest / name).read_bytes()
+    damages = [whole[:length] for length in (0, 1, 8, len(whole) // 2, len(whole) - 1)]
+    if name != "state.json":
+        damages.append(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit
+    for damage in damages:
+        (newest / name).write_bytes(damage)
+        said: list[str] = []
+        checkpoint = latest_checkpoint(tmp_path, notice=said.append)
+        assert checkpoint is not None
+        assert checkpoint.state["position"] == {"step": 1}
+        assert len(said) == 1
+        assert newest.name in said[0]
+    (newest / name).unlink()
+    with pytest.raises(UserError, match="missing"):
+        load_checkpoint(newest)
+
+
+def test_when_none_can_be_read(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path, notice=print) is None
+    path = save(tmp_path, 3)
+    (path / "state.json").write_text("{}")
+    with pytest.raises(UserError, match="no checkpoint can be read"):
+        latest_checkpoint(tmp_path, notice=lambda text: None)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, 3)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | {"format": 99}))
+    with pytest.raises(UserError, match="format 99, this version of highrank reads format 1"):
+        load_checkpoint(path)
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+    path = save(tmp_path, 4)
+    (path / "model.safetensors").write_bytes(b"")
+    save(tmp_path, 4)
+    assert load_checkpoint(path).state["position"] == {"step": 4}
+
+
+def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+
+    def fail(*arguments: object, **options: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("highrank.runs.checkpoint.json.dumps", fail)
+    with pytest.raises(UserError, match="no space left"):
+        save(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-00000001"]
+
+
+def test_a_checkpoint_folder_from_elsewhere_is_not_trusted(tmp_path: Path) -> None:
+    source = save(tmp_path / "one", 1)
+    target = tmp_path / "two" / "checkpoint-00000001"
+    shutil.copytree(source, target)
+    (target / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"incomplete, model\.safetensors is missing"):
+        load_checkpoint(target)
