@@ -8,39 +8,37 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import in_turn, peak_rss_bytes, save, summary
-from benchmarks.textbook import TextbookModel, train_step
+from benchmarks.textbook import TextbookModel, accumulated_step
 from highrank.data import find_corpus, load_corpus
 from highrank.data.batches import Columns
-from highrank.models import detached, seed_dropouts
 from highrank.runs import Config, build_model, find_recipe, read_config
-from highrank.train import make_optimizer, objective
+from highrank.train import StageState, update
 
 Step = Callable[[], float]
 
 
-def our_step(config: Config, vocab_size: int, columns: Columns, bptt: int) -> Step:
-    """One update after the other, as the training loop does them, segments of ``bptt``; returns the loss in nats."""
-    model = build_model(config, vocab_size)
-    optimizer = make_optimizer(model, config.train.lr, config.train.weight_decay, averaging=False)
-    carried, step = model.initial_state(config.train.batch), 0
-    model.train()
+def our_step(config: Config, vocab_size: int, columns: Columns) -> Step:
+    """The training loop's own update, again and again, in segments of ``bptt``; returns the loss in nats."""
+    train = config.train
+    model = build_model(config, vocab_size).train()
+    state = StageState(
+        model,
+        lr=train.lr,
+        weight_decay=train.weight_decay,
+        averaging=False,
+        groups=train.batch // config.micro_batch,
+        batch=config.micro_batch,
+    )
 
-    def update() -> float:
-        nonlocal carried, step
-        segment = columns.segment(step * bptt, bptt)
-        optimizer.zero_grad(set_to_none=True)
-        seed_dropouts(model, config.train.seed, step, 0)
-        output = model(segment.tokens, segment.target, carried)
-        objective(output, config.train.alpha, config.train.beta).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip)
-        optimizer.step()
-        carried, step = detached(output.state), step + 1
-        return output.loss.item()
+    def step() -> float:
+        done = update(state, columns, config, seed=train.seed, lr=train.lr, length=train.bptt)
+        state.position.add_step(done.steps, done.steps * train.batch)
+        return done.loss.item()
 
-    return update
+    return step
 
 
-def textbook_step(config: Config, vocab_size: int, columns: Columns, bptt: int) -> Step:
+def textbook_step(config: Config, vocab_size: int, columns: Columns) -> Step:
     """The same update by the original's formula, epsilon inside the logarithm included."""
     sizes, dropout, train = config.model, config.dropout, config.train
     model = TextbookModel(
@@ -59,28 +57,29 @@ def textbook_step(config: Config, vocab_size: int, columns: Columns, bptt: int) 
         epsilon=1e-8,
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
-    hidden, step = model.init_hidden(train.batch), 0
+    groups = train.batch // config.micro_batch
+    hidden, start = [model.init_hidden(config.micro_batch) for _ in range(groups)], 0
 
-    def update() -> float:
-        nonlocal hidden, step
-        segment = columns.segment(step * bptt, bptt)
-        loss, hidden = train_step(
+    def step() -> float:
+        nonlocal hidden, start
+        segment = columns.segment(start, train.bptt)
+        loss, hidden = accumulated_step(
             model,
             optimizer,
             segment.tokens,
             segment.target,
             hidden,
             lr=train.lr,
-            seq_len=bptt,
-            bptt=bptt,
+            seq_len=train.bptt,
+            bptt=train.bptt,
             alpha=train.alpha,
             beta=train.beta,
             clip=train.clip,
         )
-        step += 1
+        start += train.bptt
         return float(loss)
 
-    return update
+    return step
 
 
 def three_steps(make: str, recipe: str, data: str | None) -> None:
@@ -96,17 +95,15 @@ def make_steps(recipe: str, data: str | None) -> dict[str, Step]:
     columns = Columns(corpus.tokens["train"], config.train.batch)
     torch.manual_seed(config.train.seed)
     makers = {"highrank": our_step, "textbook": textbook_step}
-    return {
-        name: LazyStep(partial(make, config, len(corpus.vocabulary), columns, config.train.bptt))
-        for name, make in makers.items()
-    }
+    return {name: LazyStep(partial(make, config, len(corpus.vocabulary), columns)) for name, make in makers.items()}
 
 
 class LazyStep:
     """Makes its model when first called, so that a process that measures one holds one."""
 
     def __init__(self, make: Callable[[], Step]) -> None:
-        self.make, self.step = make, None
+        self.make: Callable[[], Step] = make
+        self.step: Step | None = None
         self.losses: list[float] = []
 
     def __call__(self) -> float:
@@ -135,7 +132,7 @@ def main() -> None:
         "times_faster": times["textbook"]["median_s"] / times["highrank"]["median_s"],
         "share_of_memory": peaks["highrank"] / peaks["textbook"],
     }
-    path = save(Path(__file__).stem, result)
+    path = save(f"{Path(__file__).stem}.{arguments.recipe}", result)
     for name in steps:
         print(f"{name:10} {times[name]['median_s']:.2f} s a step, peak {peaks[name] / 2**20:,.0f} MiB")
     print(f"{result['times_faster']:.2f} times faster, {100 * result['share_of_memory']:.0f}% of the memory -> {path}")

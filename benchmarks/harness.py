@@ -69,7 +69,7 @@ def save(name: str, result: Mapping[str, Any]) -> Path:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False)
     about = {
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"benchmarks.{name.partition('.')[0]}", *sys.argv[1:]]),
         "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
         "date": time.strftime("%Y-%m-%d"),
         "versions": {"highrank": __version__, "torch": torch.__version__, "python": platform.python_version()},

@@ -26,8 +26,8 @@ def mixture_cross_entropy(
     target)``. With K = 1 it is the cross-entropy of a linear layer.
 
     Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V); target (*), int64.
-    Returns a scalar in nats, or (*) for ``reduction="none"``, in float32 or better. The mean is over the tokens that are not
-    ``ignore_index``; as in PyTorch it is NaN when there are none.
+    Returns a scalar in nats, or (*) for ``reduction="none"``; half precision is accumulated, and returned, in float32.
+    The mean is over the tokens that are not ``ignore_index``; as in PyTorch it is NaN when there are none.
     Memory: O(tokens * K + options.block_bytes) beside the inputs and their gradients.
     Gradients are exact for every reduction; a second derivative raises (only ``implementation="reference"`` has one).
     Raises ValueError naming the argument, what was expected and what came; targets are checked on the CPU only.

@@ -6,6 +6,7 @@ from highrank.train.objective import objective
 from highrank.train.optimizer import averaged_weights, is_stalled, make_optimizer
 from highrank.train.stages import Machine, corpus_for, corpus_of, finetune, open_or_create, train
 from highrank.train.state import Position, StageState
+from highrank.train.update import Update, update
 
 __all__ = [
     "Interrupted",
@@ -13,6 +14,7 @@ __all__ = [
     "Position",
     "StageSettings",
     "StageState",
+    "Update",
     "averaged_weights",
     "corpus_for",
     "corpus_of",
@@ -23,4 +25,5 @@ __all__ = [
     "open_or_create",
     "train",
     "train_stage",
+    "update",
 ]

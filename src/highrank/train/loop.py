@@ -6,22 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from highrank.data import Corpus
 from highrank.data.batches import Columns, segment_length
 from highrank.errors import UserError
 from highrank.evaluate import evaluate
-from highrank.models import detached, seed_dropouts
 from highrank.progress import SILENT, Display
 from highrank.random import derived_seed
 from highrank.runs import Config, RunFolder, build_model, latest_checkpoint
 from highrank.runs.tensors import model_tensors, put_model_tensors, read_tensors
 from highrank.train.interruption import Interrupted, StopRequest, stop_on_signal
-from highrank.train.objective import objective
 from highrank.train.optimizer import averaged_weights, is_stalled
 from highrank.train.recorder import Recorder
 from highrank.train.state import StageState
+from highrank.train.update import update
 
 __all__ = ["StageSettings", "train_stage"]
 
@@ -159,8 +157,10 @@ class _Stage:
         while position.start < self.columns.length - 2:
             began = time.monotonic()
             length = segment_length(self.seed, position.step, train.bptt, train.max_length_delta)
-            predictions = self.update(length)
-            position.add_step(predictions, predictions * train.batch)
+            done = update(self.state, self.columns, self.config, seed=self.seed, lr=self.settings.lr, length=length)
+            self.loss_sum += done.loss * (done.steps * train.batch)
+            self.norm_sum += done.norm
+            position.add_step(done.steps, done.steps * train.batch)
             now = time.monotonic()
             position.elapsed_s += now - began
 
@@ -177,27 +177,6 @@ class _Stage:
                 self.recorder.message(f"saved {self.stage} at update {position.step}; go on with --resume")
                 raise Interrupted(self.stop.signal_number)
         self.read_losses()
-
-    def update(self, length: int) -> int:
-        """One update of the weights from the next segment of every micro-batch. Returns its number of time steps."""
-        state, config = self.state, self.config
-        model, train = state.model, config.train
-        for group in state.optimizer.param_groups:
-            group["lr"] = self.settings.lr * length / train.bptt
-        state.optimizer.zero_grad(set_to_none=True)
-        share = config.micro_batch / train.batch
-        for index in range(len(state.carried)):
-            segment = self.columns.segment(
-                state.position.start, length, first=index * config.micro_batch, batch=config.micro_batch
-            )
-            seed_dropouts(model, self.seed, state.position.step, index)
-            output = model(segment.tokens.to(self.device), segment.target.to(self.device), state.carried[index])
-            (objective(output, train.alpha, train.beta) * share).backward()
-            state.carried[index] = detached(output.state)
-            self.loss_sum += output.loss.detach() * (share * len(segment.tokens) * train.batch)
-        self.norm_sum += nn.utils.clip_grad_norm_(model.parameters(), train.clip)
-        state.optimizer.step()
-        return len(segment.tokens)
 
     def read_losses(self) -> None:
         """Move what the device summed up into the position, and stop if the loss is lost."""

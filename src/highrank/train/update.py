@@ -1,0 +1,49 @@
+"""One update of the weights: forward, backward, clip, step, over all micro-batches."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from highrank.data.batches import Columns
+from highrank.models import detached, seed_dropouts
+from highrank.runs import Config
+from highrank.train.objective import objective
+from highrank.train.state import StageState
+
+__all__ = ["Update", "update"]
+
+
+class Update(NamedTuple):
+    """loss: mean nats a token, and norm: of the gradient before clipping, both still on the device. steps: how long
+    the segment was."""
+
+    loss: Tensor
+    norm: Tensor
+    steps: int
+
+
+def update(state: StageState, columns: Columns, config: Config, *, seed: int, lr: float, length: int) -> Update:
+    """Learn from the next ``length`` time steps of every column. Advances the carried states, not the position.
+
+    ``lr`` is that of a segment of ``train.bptt`` steps and is scaled to ``length``. Each micro-batch is a pass of its
+    own with its own columns and state; gradients are summed with its share of the batch.
+    """
+    model, train = state.model, config.train
+    device = next(model.parameters()).device
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr * length / train.bptt
+    state.optimizer.zero_grad(set_to_none=True)
+    share = config.micro_batch / train.batch
+    losses = []
+    for index, carried in enumerate(state.carried):
+        segment = columns.segment(
+            state.position.start, length, first=index * config.micro_batch, batch=config.micro_batch
+        )
+        seed_dropouts(model, seed, state.position.step, index)
+        output = model(segment.tokens.to(device), segment.target.to(device), carried)
+        (objective(output, train.alpha, train.beta) * share).backward()
+        state.carried[index] = detached(output.state)
+        losses.append(output.loss.detach() * share)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), train.clip)
+    state.optimizer.step()
+    return Update(sum(losses[1:], losses[0]), norm, len(segment.tokens))
