@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from highrank.cli.options import add_set_option
 from highrank.cli.output import add_json_option, notice, print_result
 
 __all__ = ["add_parser", "run"]
@@ -23,14 +24,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="the text that it was trained on (default: penn for 10,000 words, wikitext-2 for 33,278)",
     )
     parser.add_argument("--data", metavar="DIR", help="the folder with its train.txt, valid.txt and test.txt")
-    parser.add_argument(
-        "--set",
-        metavar="SECTION.KEY=VALUE",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="a setting that the file does not hold (dropouts, training); may be given many times",
-    )
+    add_set_option(parser, "a setting that the file does not hold (dropouts, training)")
     add_json_option(parser)
     parser.set_defaults(run=run)
 

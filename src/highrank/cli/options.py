@@ -8,6 +8,7 @@ __all__ = [
     "add_device_option",
     "add_recipe_options",
     "add_run_argument",
+    "add_set_option",
     "add_split_option",
     "add_stage_option",
     "add_training_options",
@@ -45,13 +46,17 @@ def add_stage_option(parser: argparse.ArgumentParser) -> None:
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or the path of a .toml file")
     parser.add_argument("--out", metavar="RUN", type=Path, help="the run folder (default: runs/RECIPE)")
+    add_set_option(parser, "change a setting of the recipe")
+
+
+def add_set_option(parser: argparse.ArgumentParser, purpose: str) -> None:
     parser.add_argument(
         "--set",
         metavar="SECTION.KEY=VALUE",
         action="append",
         default=[],
         dest="overrides",
-        help="change a setting of the recipe; may be given many times",
+        help=f"{purpose}; may be given many times",
     )
 
 

@@ -1,5 +1,6 @@
 """The AWD-LSTM backbone: tokens in, hidden states of the last layer out. Source: Merity et al. 2017 (1708.02182)."""
 
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -10,6 +11,10 @@ from torch import Tensor, nn
 from highrank.models.dropout import EmbeddingDropout, LockedDropout, WeightDropout
 
 __all__ = ["AWDLSTM", "BackboneOutput", "DropConnectLSTM", "State"]
+
+# DropConnect hands cuDNN a new hidden-to-hidden matrix at every call, so its weights cannot lie in one flat buffer: it
+# copies them, and would say so at every step.
+warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
 
 State = list[tuple[Tensor, Tensor]]  # (hidden, cell) of each layer, (1, B, H) each
 

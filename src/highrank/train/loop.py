@@ -25,6 +25,7 @@ __all__ = ["StageSettings", "train_stage"]
 
 CHECK_EVERY_S = 0.5  # how often the loss is read: a reading makes a GPU wait
 RECORD_EVERY_STEPS = 50
+EXPLODED_AFTER_STEPS = 10  # a single segment may be bad at the start of a run
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,14 @@ class _Stage:
             position.elapsed_s += now - began
 
             record = position.step % RECORD_EVERY_STEPS == 0
-            if record or now - read_at > CHECK_EVERY_S or self.stop.requested:
+            save = self.stop.requested or now - self.saved_at > self.checkpoint_every_s
+            if record or save or now - read_at > CHECK_EVERY_S:
                 read_at = now
                 self.read_losses()
                 self.recorder.progress(position, self.columns, self.settings.epochs)
             if record:
                 self.recorder.interval(position)
-            if self.stop.requested or now - self.saved_at > self.checkpoint_every_s:
+            if save:  # the losses up to here are read, so a lost one is never saved
                 self.save()
             if self.stop.signal_number is not None:
                 self.recorder.message(f"saved {self.stage} at update {position.step}; go on with --resume")
@@ -188,11 +190,8 @@ class _Stage:
         uniform = math.log(len(self.run.vocabulary))
         if not (math.isfinite(loss_sum) and math.isfinite(norm_sum)):
             reason = "the loss or its gradient is not a number"
-        elif position.interval_tokens and position.interval_loss / position.interval_tokens > 2 * uniform:
-            reason = (
-                f"the loss has exploded ({position.interval_loss / position.interval_tokens:.1f} nats a token; "
-                f"guessing evenly costs {uniform:.1f})"
-            )
+        elif position.interval_steps >= EXPLODED_AFTER_STEPS and position.interval_mean > 2 * uniform:
+            reason = f"the loss has exploded: {position.interval_mean:.1f} nats a token, guessing costs {uniform:.1f}"
         else:
             return
         good = sorted(self.run.stage_folder(self.stage).glob("checkpoint-*"))
@@ -228,16 +227,17 @@ class _Stage:
         stalled = is_stalled(position.history, loss, settings.nonmono)
         position.history.append(loss)
         due = settings.average_from and position.epoch + 1 >= settings.average_from
+        if position.epoch >= settings.epochs:
+            position.finished = True
+            return
         if stalled and settings.stop_when_stalled:
             position.finished = True
             self.recorder.message(f"{self.stage}: the validation loss has stalled, done")
-        elif (stalled or due) and not position.averaging:
+            return
+        if (stalled or due) and not position.averaging:
             self.state.start_averaging()
             self.recorder.message(f"{self.stage}: averaging the weights from epoch {position.epoch + 1} on")
-        if position.epoch >= settings.epochs:
-            position.finished = True
-        if not position.finished:
-            self.state.start_epoch()
+        self.state.start_epoch()
 
     def save(self) -> None:
         self.state.save(self.run.stage_folder(self.stage))

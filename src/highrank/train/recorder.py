@@ -26,13 +26,14 @@ class Recorder:
 
     def progress(self, position: Position, columns: Columns, epochs: int) -> None:
         done = (position.epoch - 1) * columns.length + position.start
-        loss_nats = position.interval_loss / max(1, position.interval_tokens)
         task = f"{self.stage}: epoch {position.epoch}/{epochs}"
-        self.display.progress(task, done * columns.batch, epochs * columns.length * columns.batch, loss_nats)
+        self.display.progress(
+            task, done * columns.batch, epochs * columns.length * columns.batch, position.interval_mean
+        )
 
     def interval(self, position: Position) -> None:
         """The figures since the last interval, and a new interval begins."""
-        loss_nats = position.interval_loss / position.interval_tokens
+        loss_nats = position.interval_mean
         self._add(
             position,
             "interval",

@@ -52,6 +52,11 @@ class Position:
         self.interval_loss += loss_sum
         self.interval_norm += norm_sum
 
+    @property
+    def interval_mean(self) -> float:
+        """Nats a token since the last record."""
+        return self.interval_loss / max(1, self.interval_tokens)
+
     def start_interval(self) -> None:
         self.interval_loss, self.interval_tokens, self.interval_steps, self.interval_norm = 0.0, 0, 0, 0.0
 
