@@ -51,8 +51,8 @@ class Option(NamedTuple):
 SIZES_AND_DROPOUTS = (
     Option("emsize", 400, "model.embedding_features", "width of the word embeddings"),
     Option("nhid", 1150, "model.hidden_features", "width of the LSTM layers but the last"),
-    Option("nlayers", 3, "model.layers", "LSTM layers"),
-    Option("n_experts", 10, "model.components", "softmaxes in the mixture"),
+    Option("nlayers", 3, "model.num_layers", "LSTM layers"),
+    Option("n_experts", 10, "model.num_components", "softmaxes in the mixture"),
     Option("dropout", 0.4, "dropout.output", "of the last layer's output"),
     Option("dropouth", 0.3, "dropout.hidden", "between layers"),
     Option("dropouti", 0.65, "dropout.input", "of the embedded words"),

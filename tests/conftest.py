@@ -24,6 +24,7 @@ def _users_files_out_of_reach(tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Downloads and caches go to a folder of this test run; no data folder of the user's is read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HIGHRANK_CACHE", str(tmp_path_factory.mktemp("highrank-cache")))
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("highrank-data")))  # of corpora that were fetched
         patch.delenv("HIGHRANK_DATA", raising=False)
         yield
 

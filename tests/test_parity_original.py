@@ -124,11 +124,11 @@ def config_of(micro_batch: int) -> Config:
         {
             "data": {"corpus": "markov"},
             "model": {
-                "components": 3,
+                "num_components": 3,
                 "embedding_features": 6,
                 "hidden_features": 9,
                 "last_hidden_features": 7,
-                "layers": LAYERS,
+                "num_layers": LAYERS,
             },
             "dropout": dict.fromkeys(("embedding", "input", "hidden", "output", "context", "weight"), 0.0),
             "train": {

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import uuid
@@ -10,8 +11,19 @@ from pathlib import Path
 
 from highrank.errors import UserError
 
-__all__ = ["explained", "install_folder", "new_file", "new_folder", "temporary_folder", "write_bytes", "write_text"]
+__all__ = [
+    "explained",
+    "file_sha256",
+    "install_folder",
+    "new_file",
+    "new_folder",
+    "remove_leftovers",
+    "temporary_folder",
+    "write_bytes",
+    "write_text",
+]
 
+TEMPORARY = ".new-"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -87,16 +99,31 @@ def explained(path: Path) -> Iterator[None]:
         # safetensors wraps the system's error in its own, and leaves the number in its text only.
         if number in FULL or any(f"os error {code}" in str(error) for code in FULL):
             raise UserError(
-                f"{path}: no space left to write it; what was there before stands. Free some space, then --resume"
+                f"{path}: no space left to write it; what was there before stands. Free some space and try again"
             ) from error
         if isinstance(error, PermissionError):
             raise UserError(f"{path}: no permission to write there") from error
         raise
 
 
+def remove_leftovers(*folders: Path) -> None:
+    """Remove what processes that were killed in the middle of writing left in ``folders``."""
+    for folder in folders:
+        for leftover in folder.glob(f"{TEMPORARY}*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _temporary_name(parent: Path) -> Path:
     # Not tempfile: what it makes, only the owner may read.
-    return parent / f".new-{uuid.uuid4().hex}"
+    return parent / f"{TEMPORARY}{uuid.uuid4().hex}"
 
 
 def _sync(path: Path) -> None:

@@ -26,8 +26,8 @@ def mixture_cross_entropy(
     target)``. With K = 1 it is the cross-entropy of a linear layer.
 
     Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V); target (*), int64.
-    Returns a scalar in nats, or (*) for ``reduction="none"``; half precision is accumulated, and returned, in float32.
-    The mean is over the tokens that are not ``ignore_index``; as in PyTorch it is NaN when there are none.
+    Returns a scalar in nats, or (*) for ``reduction="none"``. ``chunked`` accumulates half precision in float32 and
+    returns that. The mean is over the tokens that are not ``ignore_index``; as in PyTorch it is NaN if there are none.
     Memory: O(tokens * K + options.block_bytes) beside the inputs and their gradients.
     Gradients are exact for every reduction; a second derivative raises (only ``implementation="reference"`` has one).
     Raises ValueError naming the argument, what was expected and what came; targets are checked on the CPU only.
@@ -49,16 +49,17 @@ def mixture_cross_entropy(
     if target.device.type == "cpu":  # elsewhere a check would make the host wait
         _check_targets(target_N, weight.shape[0], ignore_index)
 
-    loss = compute(
-        context.reshape(-1, *context.shape[-2:]),
-        prior_logits.reshape(-1, prior_logits.shape[-1]),
-        weight,
-        bias,
-        target_N,
-        ignore_index,
-        options or LossOptions(),
-        summed=reduction != "none",
-    )
+    with torch.autocast(context.device.type, enabled=False):  # dtypes are settled: sums must not be cast down again
+        loss = compute(
+            context.reshape(-1, *context.shape[-2:]),
+            prior_logits.reshape(-1, prior_logits.shape[-1]),
+            weight,
+            bias,
+            target_N,
+            ignore_index,
+            options or LossOptions(),
+            summed=reduction != "none",
+        )
     if reduction == "mean":
         count = (target_N != ignore_index).sum()
         # NaN where nothing counts, as in PyTorch, but with gradients of zero: 0 / 0 would make them NaN.
@@ -100,7 +101,7 @@ def _autocast(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Under autocast the products run in its dtype, as in ``linear``; gradients come back in the inputs' own."""
     device_type = context.device.type
-    if not torch.is_autocast_enabled(device_type):
+    if not torch.is_autocast_enabled(device_type) or context.dtype == torch.float64:
         return context, prior_logits, weight, bias
     dtype = torch.get_autocast_dtype(device_type)
     return context.to(dtype), prior_logits.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -159,8 +159,8 @@ def test_a_run_folder_that_exists_stays_as_it_is(trained: Path, small_text: Path
     before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
     refused(highrank("train", RECIPE, "--data", small_text, "--out", trained), str(trained), "exists", "--resume")
     refused(highrank("finetune", trained), "finetune", "exists", "--resume")
-    done = highrank("train", RECIPE, "--data", small_text, "--out", trained, "--resume", "--set", "train.lr=3")
-    refused(done, "other settings", "lr = 20.0, now lr = 3")
+    done = highrank("train", RECIPE, "--data", small_text, "--out", trained, "--resume", "--set", "train.nonmono=3")
+    refused(done, "other settings", "nonmono = 1, now nonmono = 3")
     assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
 
 
@@ -236,14 +236,63 @@ def test_a_loss_that_is_lost(small_text: Path, tmp_path: Path) -> None:
     refused(done, "stopped at update", "checkpoint", "lower learning rate")
 
 
-def test_no_network_means_one_line(tmp_path: Path) -> None:
-    refused(highrank("train", "penn", cwd=tmp_path, env=no_network(tmp_path)), "highrank data get penn", "train.txt")
+def test_a_corpus_that_is_not_here_means_one_line(tmp_path: Path) -> None:
+    refused(highrank("train", "penn", cwd=tmp_path), "highrank data get penn", "train.txt", "--data")
+    assert not list(tmp_path.iterdir())
 
 
-def no_network(tmp_path: Path) -> dict[str, str]:
-    import os
+def test_results_are_those_of_the_last_model_and_exact(small_text: Path, tmp_path: Path) -> None:
+    """A dynamic evaluation of the trained model is not shown as that of the fine-tuned one."""
+    run = tmp_path / "run"
+    common = ["--data", small_text, "--device", "cpu"]
+    assert highrank("train", RECIPE, *common, "--out", run).returncode == 0
+    assert highrank("dynamic-eval", run).returncode == 0
+    recorded = json.loads((run / "results.json").read_text())
+    assert recorded["dynamic"]["stage"] == "train"
+    assert highrank("evaluate", run, "--batch", "3").returncode == 0
+    assert json.loads((run / "results.json").read_text()) == recorded, "an evaluation that drops text was recorded"
 
-    return os.environ | {"XDG_DATA_HOME": str(tmp_path / "store"), "HTTPS_PROXY": "http://127.0.0.1:9"}
+    done = highrank("run", RECIPE, *common, "--out", run, "--resume", "--json")
+    assert done.returncode == 0, done.stderr
+    dynamic = json.loads((run / "results.json").read_text())["dynamic"]
+    assert dynamic["stage"] == "finetune"
+    assert {"valid", "test"} <= set(dynamic)
+    again = json.loads(highrank("run", RECIPE, *common, "--out", run, "--resume", "--json").stdout)
+    assert again == json.loads(done.stdout)
+
+
+def test_fine_tuning_belongs_to_the_model_it_began_from(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    shutil.copy(run / "finetune" / "model.safetensors", run / "train" / "model.safetensors")  # as if trained on
+    refused(highrank("finetune", run, "--resume"), "another trained model", "finetune")
+
+
+def test_settings_that_a_run_may_change_on_the_way(small_text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    common = [RECIPE, "--data", small_text, "--out", run, "--device", "cpu"]
+    assert highrank("train", *common).returncode == 0
+    done = highrank("train", *common, "--resume", "--set", "train.lr=5", "--set", "dynamic.lamb=0.5")
+    assert done.returncode == 0, done.stderr
+    log = (run / "log.txt").read_text()
+    assert "lr = 20.0 -> lr = 5.0" in log
+    assert "lamb = 0.02 -> lamb = 0.5" in log
+    assert highrank("finetune", run, "--set", "finetune.lr=3").returncode == 0
+    assert "lr = 3.0" in (run / "config.toml").read_text()
+    refused(highrank("finetune", run, "--resume", "--set", "train.batch=3"), "[finetune] and [dynamic] only")
+
+
+def test_a_refused_start_leaves_nothing_behind(small_text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    common = [RECIPE, "--data", small_text, "--out", run, "--device", "cpu"]
+    for batch in ("5000", "1500"):  # less than a token a column, and 2: nothing to train on
+        done = highrank("train", *common, "--set", f"train.batch={batch}", "--set", "train.micro_batch=0")
+        refused(done, "train.txt", "too few", batch)
+        assert not run.exists()
+    assert highrank("train", *common, "--resume", "--set", "train.epochs=1").returncode == 0
+    refused(highrank("generate", run, "--temperature", "nan"), "temperature", code=2)
+    refused(highrank("dynamic-eval", run, "--lamb", "-1"), "dynamic.lamb", ">= 0", "-1", code=2)
+    refused(highrank("dynamic-eval", run, "--epsilon", "inf"), "dynamic.epsilon", "finite", code=2)
 
 
 def test_a_device_that_is_not_there(small_text: Path, tmp_path: Path) -> None:

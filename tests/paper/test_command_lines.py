@@ -89,7 +89,7 @@ def test_the_defaults_of_the_original() -> None:
     model, dropout, train = config.model, config.dropout, config.train
     assert config.data.corpus == "penn"
     assert (model.embedding_features, model.hidden_features, model.last_hidden_features) == (400, 1150, 400)
-    assert (model.layers, model.components, model.tied) == (3, 10, True)
+    assert (model.num_layers, model.num_components, model.tied) == (3, 10, True)
     assert (dropout.output, dropout.hidden, dropout.input, dropout.embedding) == (0.4, 0.3, 0.65, 0.1)
     assert (dropout.context, dropout.weight) == (0.3, 0.5)
     assert (train.lr, train.clip, train.epochs, train.batch, train.micro_batch) == (30.0, 0.25, 8000, 20, 0)

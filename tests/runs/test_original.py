@@ -181,7 +181,7 @@ def test_an_imported_model_evaluates_as_the_original(
     assert result["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert result["recipe"] is None
     config = RunFolder.open(Path(run)).config
-    assert (config.model.layers, config.model.components, config.dropout.hidden) == (3, 4, 0.5)
+    assert (config.model.num_layers, config.model.num_components, config.dropout.hidden) == (3, 4, 0.5)
 
     assert main(["evaluate", run, "--split", "valid", "--json"]) == 0
     loss_nats = json.loads(capsys.readouterr().out)["loss_nats"]

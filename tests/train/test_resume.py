@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import pytest
@@ -33,13 +34,8 @@ def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
 
 
-def kill_after(arguments: list[str], seconds: float, number: signal.Signals) -> int:
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(number)
-    return process.wait(timeout=120)
+def newest_checkpoint(run: Path) -> str:
+    return max((path.name for path in (run / "train").glob("checkpoint-*")), default="")
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -78,19 +74,20 @@ def same_bits(one: Path, other: Path) -> None:
 def test_killed_at_random_moments(uninterrupted: Path, small_text: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     moments = random.Random(3)
-    kills = 0
-    for _ in range(12):
+    for _ in range(4):
         resume = ["--resume"] if out.exists() else []
-        code = kill_after(train_command(out, small_text, *resume), moments.uniform(1.5, 3.5), signal.SIGKILL)
-        kills += code == -signal.SIGKILL
-        if code == 0:
-            break
-    assert kills >= 2, "the run was over before it could be killed"
+        process = subprocess.Popen(train_command(out, small_text, *resume), stdout=DEVNULL, stderr=DEVNULL)
+        before = newest_checkpoint(out)
+        while newest_checkpoint(out) == before:  # a kill counts only if it takes something away
+            assert process.poll() is None, "the run was over before it could be killed"
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=60) == -signal.SIGKILL
     done = finish(train_command(out, small_text, "--resume"))
     assert done.returncode == 0, done.stderr
     same_bits(out, uninterrupted)
-    leftovers = [path for path in out.rglob(".new-*") if path.is_file() and path.parent == out]
-    assert not leftovers, "a half-written file stands in the run folder"
+    assert not list(out.rglob(".new-*")), "what a killed process was writing stands in the run folder"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -114,19 +111,19 @@ def test_a_signal_saves_and_the_run_goes_on(
 
 
 def test_a_second_interrupt_stops_at_once(small_text: Path, tmp_path: Path) -> None:
+    """An update of this model takes seconds, so a process that ends at once has not waited for it and has not saved."""
     out = tmp_path / "twice"
-    process = subprocess.Popen(
-        train_command(out, small_text, "--set", "train.bptt=400"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    slow = ["model.hidden_features=1500", "model.last_hidden_features=1500", "train.bptt=200"]
+    overrides = [word for setting in slow for word in ("--set", setting)]
+    process = subprocess.Popen(train_command(out, small_text, *overrides), stdout=DEVNULL, stderr=DEVNULL)
     while not (out / "train").exists():
         time.sleep(0.02)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    started = time.monotonic()
-    code = process.wait(timeout=30)
-    assert code in (-signal.SIGINT, 130), code
-    assert time.monotonic() - started < 10
+    assert process.wait(timeout=30) == -signal.SIGINT
+    assert not newest_checkpoint(out)
 
 
 def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path, small_text: Path) -> None:
@@ -137,6 +134,30 @@ def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path, small_text
     assert json.loads(done.stdout)["stage"] == "train"
 
 
+def test_a_signal_in_the_last_validation_is_not_lost(small_text: Path, tmp_path: Path) -> None:
+    """The stage is over, but what would follow is not begun."""
+    from highrank.data import load_corpus
+    from highrank.runs import read_config
+    from highrank.train import Interrupted, train_stage
+
+    class Interrupting:
+        sent = False
+
+        def progress(self, task: str, done: int, total: int, loss_nats: float) -> None:
+            if "validation" in task and not self.sent:  # a second one would end the process
+                self.sent = True
+                os.kill(os.getpid(), signal.SIGINT)
+
+        def message(self, text: str) -> None: ...
+
+    corpus = load_corpus(small_text)
+    config = read_config(RECIPE, overrides=["train.epochs=1"])
+    run = RunFolder.create(tmp_path / "run", config, corpus.vocabulary, corpus)
+    with pytest.raises(Interrupted):
+        train_stage(run, "train", corpus, display=Interrupting())
+    assert train_stage(run, "train", corpus, resume=True)["epochs"] == 1
+
+
 def test_finetuning_resumes_too(uninterrupted: Path, small_text: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "cut"
     for out in (whole, killed):
@@ -144,9 +165,7 @@ def test_finetuning_resumes_too(uninterrupted: Path, small_text: Path, tmp_path:
     options = ["--data", str(small_text), "--checkpoint-minutes", "0", "--device", "cpu"]
     done = finish(command("finetune", whole, *options))
     assert done.returncode == 0, done.stderr
-    process = subprocess.Popen(
-        command("finetune", killed, *options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
-    )
+    process = subprocess.Popen(command("finetune", killed, *options), stdout=DEVNULL, stderr=DEVNULL, text=True)
     wait_for(killed / "finetune" / "checkpoint-*", process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

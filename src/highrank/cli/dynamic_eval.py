@@ -24,7 +24,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Dynamic evaluation with the RMS rule of Krause et al. 2017. Settings come from the run's recipe.",
     )
     add_run_argument(parser)
-    add_split_option(parser)
+    splits = parser.add_mutually_exclusive_group()
+    add_split_option(splits)
     add_stage_option(parser)
     add_data_option(parser)
     parser.add_argument("--lamb", type=float, help="decay towards the trained weights")
@@ -38,7 +39,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         dest="mean_square",
         help="root of the mean instead of the sum of squared gradients (needs other --lr and --lamb)",
     )
-    parser.add_argument(
+    splits.add_argument(
         "--search",
         type=positive_int,
         nargs="?",

@@ -25,13 +25,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_split_option(parser)
     add_stage_option(parser)
     add_data_option(parser)
-    parser.add_argument(
+    counting = parser.add_mutually_exclusive_group()
+    counting.add_argument(
         "--batch",
         type=positive_int,
         default=1,
-        help="columns at once; more than 1 is faster, cuts context and drops the remainder (default: %(default)s)",
+        help="columns at once; more than 1 is faster, cuts context and drops the remainder, and is not recorded "
+        "(default: %(default)s)",
     )
-    parser.add_argument(
+    counting.add_argument(
         "--paper", action="store_true", help="the original's batches and its way of counting, which is a little low"
     )
     add_device_option(parser)

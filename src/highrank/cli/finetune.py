@@ -2,7 +2,13 @@
 
 import argparse
 
-from highrank.cli.options import add_data_option, add_device_option, add_run_argument, add_training_options
+from highrank.cli.options import (
+    add_data_option,
+    add_device_option,
+    add_run_argument,
+    add_set_option,
+    add_training_options,
+)
 from highrank.cli.output import add_json_option, print_result
 from highrank.cli.train import best_lines
 
@@ -17,6 +23,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     add_run_argument(parser)
     add_data_option(parser)
+    add_set_option(parser, "change a setting of the run, of [finetune] or [dynamic] only")
     add_training_options(parser)
     add_device_option(parser)
     add_json_option(parser)
@@ -26,10 +33,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(arguments: argparse.Namespace) -> int:
     from highrank.cli.stage import interruptible, machine
     from highrank.runs import RunFolder
-    from highrank.train import corpus_of, finetune
+    from highrank.train import corpus_of, finetune, set_later_settings
 
     run_folder = RunFolder.open(arguments.folder)
     corpus = corpus_of(run_folder, arguments.data)
+    set_later_settings(run_folder, arguments.overrides)
     with machine(arguments) as where, interruptible() as ending:
         figures = finetune(run_folder, corpus, where, resume=arguments.resume)
     if ending.exit_code:

@@ -33,6 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"highrank: {error}", file=sys.stderr)
         return error.exit_code
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported here
+            raise
+        print(
+            "highrank: the GPU is out of memory; take smaller passes (--set train.micro_batch=...), or --device cpu",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # whoever read our output has gone
             sys.stderr.close()

@@ -1,6 +1,7 @@
 """Options that several commands share, and what they stand for."""
 
 import argparse
+import math
 from pathlib import Path
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "add_split_option",
     "add_stage_option",
     "add_training_options",
+    "not_negative",
     "positive_int",
 ]
 
@@ -20,6 +22,13 @@ def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return value
+
+
+def not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
     return value
 
 
@@ -35,8 +44,8 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
 
 
-def add_split_option(parser: argparse.ArgumentParser, default: str = "test") -> None:
-    parser.add_argument("--split", choices=("train", "valid", "test"), default=default, help="(default: %(default)s)")
+def add_split_option(parser: "argparse.ArgumentParser | argparse._MutuallyExclusiveGroup") -> None:
+    parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="(default: %(default)s)")
 
 
 def add_stage_option(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +73,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument(
         "--checkpoint-minutes",
-        type=float,
+        type=not_negative,
         default=10.0,
         metavar="M",
         help="save at least so often within an epoch (default: %(default)s); each epoch is saved anyway",

@@ -27,7 +27,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(arguments: argparse.Namespace) -> int:
     from highrank.cli.stage import interruptible, machine
-    from highrank.evaluate import dynamic_evaluate_run, dynamic_settings, evaluate_run, generate_text
+    from highrank.evaluate import (
+        dynamic_evaluate_run,
+        dynamic_settings,
+        evaluate_run,
+        generate_text,
+        has_dynamic_result,
+    )
     from highrank.report import summary_lines, summary_rows
     from highrank.runs import load
     from highrank.train import corpus_for, finetune, open_or_create, train
@@ -35,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     config, out = read_recipe(arguments)
     corpus = corpus_for(config, arguments.data)
     with machine(arguments) as where, interruptible() as ending:
-        folder = open_or_create(out, config, corpus, resume=arguments.resume)
+        folder = open_or_create(out, config, corpus, resume=arguments.resume, notice=where.display.message)
         where.display.message(f"run folder: {out}")
         # Each step knows whether it is done, so that a resumed run goes on where it stopped.
         for stage, step in (("train", train), ("finetune", finetune)):
@@ -46,15 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
                         folder, corpus, split, stage=stage, device=where.device, display=where.display
                     )
                     where.display.message(f"{stage}: {split} perplexity {result['perplexity']:.2f}")
-        if "test" not in folder.results.get("dynamic", {}):
-            dynamic_evaluate_run(
-                folder,
-                corpus,
-                ("valid", "test"),
-                dynamic_settings(folder),
-                device=where.device,
-                display=where.display,
-            )
+        settings, splits = dynamic_settings(folder), ("valid", "test")
+        if not has_dynamic_result(folder, folder.last_stage(), settings, *splits):
+            dynamic_evaluate_run(folder, corpus, splits, settings, device=where.device, display=where.display)
     if ending.exit_code:
         return ending.exit_code
     model, vocabulary = load(out, device=where.device)

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     corpus = corpus_for(config, arguments.data)
     with machine(arguments) as where:
-        run_folder = open_or_create(out, config, corpus, resume=arguments.resume)
+        run_folder = open_or_create(out, config, corpus, resume=arguments.resume, notice=where.display.message)
         where.display.message(f"run folder: {out}")
         with interruptible() as ending:
             figures = train(run_folder, corpus, where, resume=arguments.resume)

@@ -11,7 +11,11 @@ from torch import Tensor
 from highrank.errors import UserError
 from highrank.random import numpy_generator
 
-__all__ = ["Columns", "Segment", "segment_length"]
+__all__ = ["SHORTEST_TRAINING_COLUMN", "Columns", "Segment", "segment_length"]
+
+
+SHORTEST_COLUMN = 2  # one prediction
+SHORTEST_TRAINING_COLUMN = 3  # training and gradient statistics leave out a last segment of one prediction
 
 
 class Segment(NamedTuple):
@@ -25,12 +29,14 @@ class Segment(NamedTuple):
 class Columns:
     """A text cut into ``batch`` columns of equal length, the remainder dropped. Reads only what a segment needs."""
 
-    def __init__(self, tokens: NDArray[np.int32], batch: int, *, what: str = "text") -> None:
+    def __init__(
+        self, tokens: NDArray[np.int32], batch: int, *, what: str = "text", shortest: int = SHORTEST_COLUMN
+    ) -> None:
         length = len(tokens) // batch
-        if length < 2:
+        if length < shortest:
             raise UserError(
                 f"{what}: {len(tokens)} tokens are too few for a batch of {batch} columns, "
-                f"which needs at least {2 * batch}; use a smaller batch or more text"
+                f"which needs at least {shortest * batch}; use a smaller batch or more text"
             )
         self._columns = tokens[: length * batch].reshape(batch, length)
         self.batch = batch

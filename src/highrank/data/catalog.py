@@ -20,6 +20,7 @@ __all__ = [
     "catalog_entry",
     "find_corpus",
     "folder_problem",
+    "is_published",
     "present_folder",
     "store_folder",
 ]
@@ -181,6 +182,11 @@ def folder_problem(entry: CatalogEntry, folder: Path) -> str | None:
         if tokens != known.tokens:
             return f"{path.name} has {tokens} tokens, not {known.tokens}"
     return None
+
+
+def is_published(name: str, folder: Path) -> bool:
+    """Is ``folder`` the corpus ``name`` as the catalog has it? False for a name that it does not have."""
+    return name in CATALOG and folder_problem(CATALOG[name], folder) is None
 
 
 def store_folder() -> Path:

@@ -31,7 +31,7 @@ __all__ = ["SPLITS", "Encoded", "cache_folder", "count_tokens", "encode_folder"]
 
 SPLITS = ("train", "valid", "test")
 # Part of the key: raise it whenever the same text would be encoded to other numbers or files.
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 BLOCK_BYTES = 1 << 20
 TOKEN_TYPE = np.dtype("<i4")
 # A file written this shortly before a look at it may change again without its times changing: it is not remembered.
@@ -119,7 +119,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 def _words(path: Path, sha256: "hashlib._Hash") -> Iterator[list[str]]:
     """The tokens of a file, one list for each block, in bounded memory even if it is all one line; feeds ``sha256``."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()  # a mark of byte order is no part of the first word
     rest = ""  # what follows the last place where a word surely ends
     line_open = False
     lines = 0

@@ -18,13 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from highrank.data.batches import Columns, Segment
+from highrank.data.batches import SHORTEST_TRAINING_COLUMN, Columns, Segment
 from highrank.errors import UserError
 from highrank.evaluate.perplexity import Evaluation
 from highrank.models import LanguageModel, State, detached, seed_dropouts, without_dropout
 from highrank.progress import SILENT, Display
 
 __all__ = ["DynamicSettings", "GradientStatistics", "dynamic_evaluate", "gradient_statistics"]
+
+SHOW_EVERY = 50
 
 
 class DynamicSettings(NamedTuple):
@@ -64,12 +66,13 @@ def gradient_statistics(
 
     The text is walked in ``batch`` columns with the state carried. Source: Krause et al. 2017, section 4.
     """
-    columns = Columns(tokens, batch, what="train.txt")
+    columns = Columns(tokens, batch, what="train.txt", shortest=SHORTEST_TRAINING_COLUMN)
     named = dict(model.named_parameters())
     parameters: list[Tensor] = list(named.values())
     squares = [torch.zeros_like(parameter) for parameter in parameters]
     state = model.initial_state(batch)
-    loss_sum, segments, done = 0.0, 0, 0
+    loss_sum = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
+    segments, done = 0, 0
     with without_dropout(model, keep_weight_dropout=weight_dropout_seed is not None):
         for segment in columns.segments(bptt):
             if len(segment.tokens) == 1 and bptt > 1:
@@ -80,9 +83,9 @@ def gradient_statistics(
             torch._foreach_addcmul_(squares, gradients, gradients)
             segments += 1
             done += segment.target.numel()
-            if display is not SILENT:
-                loss_sum += loss.item() * segment.target.numel()
-                display.progress("gradient statistics", done, columns.predicted_tokens, loss_sum / done)
+            loss_sum += loss.double() * segment.target.numel()
+            if segments % SHOW_EVERY == 0:  # a reading makes a GPU wait
+                display.progress("gradient statistics", done, columns.predicted_tokens, loss_sum.item() / done)
     return GradientStatistics(dict(zip(named, squares, strict=True)), segments)
 
 
@@ -119,7 +122,7 @@ def dynamic_evaluate(
                 total += loss.double() * segment.target.numel()
                 done += segment.target.numel()
                 _move(parameters, trained, decays, rates, gradients)
-                if index % 50 == 0:
+                if index % SHOW_EVERY == 0:
                     display.progress(what, done, columns.predicted_tokens, _finite(total, done, settings))
         return Evaluation.of(_finite(total, done, settings), done, started)
     finally:

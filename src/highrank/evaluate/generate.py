@@ -1,5 +1,6 @@
 """Text from a model: samples of the true mixture distribution."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ class Sampling(NamedTuple):
 
 
 PLAIN = Sampling()
+LOWEST_TEMPERATURE = 0.001  # below, log-probabilities divided by it overflow
 
 
 @torch.no_grad()
@@ -100,8 +102,10 @@ def _draw(log_prob_V: Tensor, sampling: Sampling, generator: torch.Generator) ->
 
 
 def _check(sampling: Sampling) -> None:
-    if sampling.temperature < 0:
-        raise UserError(f"temperature: expected 0 or more, got {sampling.temperature}", exit_code=2)
+    if sampling.temperature != 0 and not LOWEST_TEMPERATURE <= sampling.temperature < math.inf:
+        raise UserError(
+            f"temperature: expected 0 or a number from {LOWEST_TEMPERATURE} on, got {sampling.temperature}", exit_code=2
+        )
     if sampling.top_k < 0:
         raise UserError(f"top-k: expected 0 (all words) or more, got {sampling.top_k}", exit_code=2)
     if not 0 < sampling.top_p <= 1:

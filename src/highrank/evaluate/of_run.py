@@ -1,22 +1,25 @@
 """Evaluating a run: its model, its text, its cached statistics, and results that are kept with it."""
 
 import hashlib
+import time
 from typing import Any
 
+import msgspec
 import torch
 
 from highrank.data import Corpus
+from highrank.data.batches import SHORTEST_TRAINING_COLUMN
 from highrank.errors import UserError
 from highrank.evaluate.dynamic import DynamicSettings, GradientStatistics, dynamic_evaluate, gradient_statistics
 from highrank.evaluate.perplexity import Evaluation, evaluate
 from highrank.evaluate.search import search_settings
-from highrank.files import explained, new_file
+from highrank.files import explained, file_sha256, new_file
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
-from highrank.runs import RunFolder
+from highrank.runs import RunFolder, parse_config
 from highrank.runs.tensors import read_tensors, write_tensors
 
-__all__ = ["SPLITS", "dynamic_evaluate_run", "dynamic_settings", "evaluate_run"]
+__all__ = ["SPLITS", "dynamic_evaluate_run", "dynamic_settings", "evaluate_run", "has_dynamic_result"]
 
 SPLITS = ("train", "valid", "test")
 PAPER_BATCH = {"train": 10, "valid": 10, "test": 1}
@@ -33,7 +36,7 @@ def evaluate_run(
     device: torch.device | str = "cpu",
     display: Display = SILENT,
 ) -> dict[str, Any]:
-    """Loss and perplexity of the best model of a stage on a split; recorded unless counted in the paper's way.
+    """Loss and perplexity of the best model of a stage on a split; recorded if exact (batch 1, every token).
 
     ``paper``: the original's batches (10 for validation, 1 for test) and its way of counting, which is a little low.
     """
@@ -45,16 +48,21 @@ def evaluate_run(
     if paper:
         evaluation = evaluation.in_the_paper_way(batch)
     result = _as_result(evaluation) | {"batch": batch, "counted": "paper" if paper else "every predicted token"}
-    if not paper:
+    if batch == 1 and not paper:
         run.add_result(stage, {split: result})
     return {"run": str(run.path), "stage": stage, "split": split} | result
 
 
-def dynamic_settings(run: RunFolder, **overrides: Any) -> DynamicSettings:
-    """The run's settings, with those of ``overrides`` that are not None on top."""
-    section = run.config.dynamic
-    settings = DynamicSettings(section.lamb, section.lr, section.epsilon, section.bptt, section.mean_square)
-    return settings._replace(**{name: value for name, value in overrides.items() if value is not None})
+def dynamic_settings(
+    run: RunFolder, *, weight_dropout_seed: int | None = None, **overrides: float | None
+) -> DynamicSettings:
+    """The run's settings, with those of ``overrides`` that are not None on top, checked alike."""
+    values = msgspec.to_builtins(run.config)
+    values["dynamic"] |= {name: value for name, value in overrides.items() if value is not None}
+    section = parse_config(values, source="dynamic evaluation").dynamic
+    return DynamicSettings(
+        section.lamb, section.lr, section.epsilon, section.bptt, section.mean_square, weight_dropout_seed
+    )
 
 
 def dynamic_evaluate_run(
@@ -70,8 +78,10 @@ def dynamic_evaluate_run(
 ) -> dict[str, Any]:
     """Dynamic evaluation of the best model of a stage on ``splits``; recorded.
 
-    With ``search_tokens`` lr and lamb are tuned on so many tokens of the validation text first.
+    With ``search_tokens`` lr and lamb are tuned on so many tokens of the validation text first. The recorded
+    ``elapsed_s`` is that of statistics (unless cached), search and evaluation together.
     """
+    began = time.perf_counter()
     run.check_corpus(corpus)
     stage = stage or run.last_stage()
     model = run.load_model(stage, device=device)
@@ -93,11 +103,19 @@ def dynamic_evaluate_run(
         )
         result[split] = _as_result(evaluation)
     if settings.weight_dropout_seed is None:
+        if not has_dynamic_result(run, stage, settings):
+            run.forget_results("dynamic")
         recorded = {name: value for name, value in result.items() if name != "run"}
-        before = run.results.get("dynamic", {})
-        same = all(before.get(name) == recorded[name] for name in ("stage", "settings"))
-        run.add_result("dynamic", recorded, keep=same)
+        earlier_s = run.results.get("dynamic", {}).get("elapsed_s", 0.0)
+        run.add_result("dynamic", recorded | {"elapsed_s": round(earlier_s + time.perf_counter() - began, 3)})
     return result
+
+
+def has_dynamic_result(run: RunFolder, stage: str, settings: DynamicSettings, *splits: str) -> bool:
+    """Is the recorded dynamic evaluation of this stage, with these settings, and has it these splits?"""
+    recorded = run.results.get("dynamic", {})
+    same = (recorded.get("stage"), recorded.get("settings")) == (stage, settings._asdict())
+    return same and all(split in recorded for split in splits)
 
 
 def _cached_statistics(
@@ -109,10 +127,16 @@ def _cached_statistics(
     display: Display,
 ) -> GradientStatistics:
     """The pass over the training text, once for a model, a text and its settings."""
-    batch, model_path, tokens = run.config.dynamic.batch, run.best_model_path(stage), corpus.tokens["train"]
-    with model_path.open("rb") as file:
-        model_hash = hashlib.file_digest(file, "sha256").hexdigest()
-    facts = [model_hash, corpus.sha256["train"], len(tokens), batch, settings.bptt, settings.weight_dropout_seed]
+    tokens = corpus.tokens["train"]
+    batch = min(run.config.dynamic.batch, max(1, len(tokens) // SHORTEST_TRAINING_COLUMN))  # for very short texts
+    facts = [
+        file_sha256(run.best_model_path(stage)),
+        corpus.sha256["train"],
+        len(tokens),
+        batch,
+        settings.bptt,
+        settings.weight_dropout_seed,
+    ]
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     path = run.stage_folder(stage) / f"gradient-statistics-{key}.safetensors"
     if path.exists():

@@ -40,13 +40,12 @@ class DropConnectLSTM(nn.Module):
         self.weight_dropout = WeightDropout(weight_dropout)
 
     def forward(self, sequence: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        result: tuple[Tensor, tuple[Tensor, Tensor]]
-        if self.weight_dropout.active:
-            weights = {"weight_hh_l0": self.weight_dropout(self.lstm.weight_hh_l0)}
-            result = torch.func.functional_call(self.lstm, weights, (sequence, state))
-        else:
-            result = self.lstm(sequence, state)
-        return result
+        lstm = self.lstm
+        weights = [lstm.weight_ih_l0, self.weight_dropout(lstm.weight_hh_l0), lstm.bias_ih_l0, lstm.bias_hh_l0]
+        # One plain layer (biases, layers, dropout, train, bidirectional, batch first), by the call beneath nn.LSTM: the
+        # module would check and flatten its weights again whenever one of them is replaced.
+        output, hidden, cell = torch.lstm(sequence, state, weights, True, 1, 0.0, lstm.training, False, False)
+        return output, (hidden, cell)
 
 
 class AWDLSTM(nn.Module):

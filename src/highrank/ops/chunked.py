@@ -71,11 +71,11 @@ def _walk(
     for start in range(0, tokens, block):
         part = slice(start, min(start + block, tokens))
         context_RD = context[part].reshape(-1, features)
-        target_R = target_N[part].repeat_interleave(components)
+        target_R1 = target_N[part].repeat_interleave(components).unsqueeze(1)
         logits_RV = _logits(context_RD, weight, bias, buffer_RV[: len(context_RD)])
 
         # exp and sum in place on a block that stays in cache; the division by the sum is left to small factors below.
-        target_logit_R = logits_RV.gather(1, target_R.unsqueeze(1)).squeeze(1)
+        target_logit_R = logits_RV.gather(1, target_R1).squeeze(1)
         max_R1 = logits_RV.amax(dim=1, keepdim=True)
         unnormalised_RV = logits_RV.sub_(max_R1).exp_()
         sum_R = unnormalised_RV.sum(dim=1)
@@ -93,24 +93,27 @@ def _walk(
             grads.prior_logits[part] = (log_prior_NK[part].exp() - posterior_bK) * token_weight_b1
         if not need_logits_gradient:
             continue
+        # The gradient of the logits is row_weight * (unnormalised / sum - onehot(target)). The target's entry is put
+        # in place, one a row (so no atomic additions, whose order would change bits); the factors row_weight / sum are
+        # left to the small side of each product, which saves a pass over the block.
         row_weight_R1 = (posterior_bK * token_weight_b1).view(-1, 1)
-        normaliser_R1 = row_weight_R1 / sum_R.unsqueeze(1)
-        # The gradient of the logits is normaliser * unnormalised - row_weight * onehot(target). Its two products are
-        # taken of `unnormalised` as it stands: scaling their small side saves a pass over the block.
+        sum_R1 = sum_R.unsqueeze(1)
+        if dtype != weight.dtype:
+            unnormalised_RV.div_(sum_R1)  # but a sum may be too large for float16
+            sum_R1 = torch.ones_like(sum_R1)
+        unnormalised_RV.scatter_(1, target_R1, unnormalised_RV.gather(1, target_R1) - sum_R1)
+        factor_R1 = row_weight_R1 / sum_R1
         low_RV = unnormalised_RV.to(weight.dtype)
         if grads.context is not None:
-            product_RD = torch.mm(low_RV, weight).to(dtype) * normaliser_R1 - weight[target_R] * row_weight_R1
-            grads.context[part] = product_RD.view(-1, components, features)
+            grads.context[part] = (torch.mm(low_RV, weight) * factor_R1).view(-1, components, features)
         if grads.weight is not None:
-            scaled_RD = (context_RD * normaliser_R1).to(weight.dtype)
+            scaled_RD = (context_RD * factor_R1).to(weight.dtype)
             if dtype == weight.dtype:
                 grads.weight.addmm_(low_RV.t(), scaled_RD)
             else:
                 grads.weight.add_(torch.mm(low_RV.t(), scaled_RD))
-            grads.weight.index_add_(0, target_R, -(context_RD * row_weight_R1))
         if grads.bias is not None:
-            grads.bias.add_((unnormalised_RV.t() @ normaliser_R1).squeeze(1))
-            grads.bias.index_add_(0, target_R, -row_weight_R1.squeeze(1))
+            grads.bias.add_((unnormalised_RV.t() @ factor_R1).squeeze(1))
 
     return loss_N.masked_fill_(~counts_N, 0), grads  # whatever an ignored token holds, NaN included
 

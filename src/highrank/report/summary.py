@@ -17,15 +17,13 @@ def summary_rows(run: RunFolder) -> list[dict[str, Any]]:
         result = run.results.get(name)
         if result is None:
             continue
-        evaluations = [result[split] for split in ("valid", "test") if split in result]
-        own_time = result.get("elapsed_s")
         rows.append(
             {
                 "stage": title,
                 "valid_perplexity": result.get("valid", {}).get("perplexity"),
                 "test_perplexity": result.get("test", {}).get("perplexity"),
-                # Training's time is that of its updates; of dynamic evaluation there is only the evaluating.
-                "elapsed_s": own_time if own_time is not None else sum(part["elapsed_s"] for part in evaluations),
+                # None: an imported model, whose training is not known here.
+                "elapsed_s": result.get("elapsed_s"),
             }
         )
     return rows
@@ -35,7 +33,8 @@ def summary_lines(run: RunFolder) -> Iterator[str]:
     yield f"{'stage':<20}{'valid perplexity':>18}{'test perplexity':>18}{'time':>10}"
     for row in summary_rows(run):
         valid, test = (_number(row[key]) for key in ("valid_perplexity", "test_perplexity"))
-        yield f"{row['stage']:<20}{valid:>18}{test:>18}{row['elapsed_s']:>8.0f} s"
+        elapsed = "-" if row["elapsed_s"] is None else f"{row['elapsed_s']:.0f} s"
+        yield f"{row['stage']:<20}{valid:>18}{test:>18}{elapsed:>10}"
 
 
 def _number(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from highrank.runs.build import build_model, parameter_count
 from highrank.runs.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from highrank.runs.config import Config, parse_config, read_config, to_toml
-from highrank.runs.device import choose_device
+from highrank.runs.device import choose_device, describe_device
 from highrank.runs.estimate import estimate
 from highrank.runs.folder import STAGES, RunFolder, TrainedModel, load
 from highrank.runs.recipes import find_recipe, recipe_names
@@ -16,6 +16,7 @@ __all__ = [
     "TrainedModel",
     "build_model",
     "choose_device",
+    "describe_device",
     "estimate",
     "find_recipe",
     "latest_checkpoint",

@@ -15,13 +15,14 @@ def build_model(config: Config, vocab_size: int) -> LanguageModel:
     """A freshly initialised model on the current default device; its numbers follow from ``train.seed`` alone."""
     model, dropout = config.model, config.dropout
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(config.train.seed, "initialisation"))
+        # Not torch.manual_seed: it would seed the GPUs of the caller too, and nothing would put them back.
+        torch.default_generator.manual_seed(derived_seed(config.train.seed, "initialisation"))
         backbone = AWDLSTM(
             vocab_size,
             embedding_features=model.embedding_features,
             hidden_features=model.hidden_features,
             out_features=model.last_hidden_features,
-            num_layers=model.layers,
+            num_layers=model.num_layers,
             embedding_dropout=dropout.embedding,
             input_dropout=dropout.input,
             hidden_dropout=dropout.hidden,
@@ -52,7 +53,7 @@ def _build_head(config: Config, vocab_size: int) -> Head:
     return mixture(
         model.last_hidden_features,
         vocab_size,
-        num_components=model.components,
+        num_components=model.num_components,
         context_features=model.embedding_features,
         context_dropout=context_dropout,
     )

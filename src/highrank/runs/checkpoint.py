@@ -5,7 +5,6 @@ checkpoint-00001106/model.safetensors   the weights being trained
                     state.json          position, trigger history, best, sizes and hashes of the files above
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from highrank.errors import UserError
-from highrank.files import explained, new_folder
+from highrank.files import explained, file_sha256, new_folder
 from highrank.runs.tensors import read_tensors, write_tensors
 
 __all__ = ["Checkpoint", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
@@ -39,7 +38,7 @@ def save_checkpoint(
     with explained(path), new_folder(path) as temporary:
         write_tensors(temporary / "model.safetensors", model)
         write_tensors(temporary / "state.safetensors", tensors)
-        hashes = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+        hashes = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
         content = {"format": FORMAT, "sha256": hashes, **state}
         (temporary / "state.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step, passed over by a resume
@@ -64,7 +63,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         file = path / name
         if not file.exists():
             raise UserError(f"{path}: incomplete, {name} is missing")
-        if _sha256(file) != expected:
+        if file_sha256(file) != expected:
             raise UserError(f"{path}: damaged, {name} is not what was written (its checksum differs)")
     return Checkpoint(path, read_tensors(path / "model.safetensors"), read_tensors(path / "state.safetensors"), state)
 
@@ -89,8 +88,3 @@ def latest_checkpoint(folder: Path, *, notice: Callable[[str], None]) -> Checkpo
 def _checkpoints(folder: Path) -> list[Path]:
     """Newest first."""
     return sorted(folder.glob("checkpoint-*"), reverse=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

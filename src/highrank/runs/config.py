@@ -1,6 +1,7 @@
 """The settings of a run: frozen typed sections, read from TOML, overridden by ``section.key=value``."""
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -37,15 +38,15 @@ class DataSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True
 class ModelSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sizes. The output embedding has ``embedding_features``, tied to the input embedding if ``tied``.
 
-    ``components`` counts the softmaxes (or contexts) of a mixture; the head ``softmax`` ignores it. A softmax over a
-    last layer of another width than the embedding gets the tanh projection of the mixtures."""
+    ``num_components`` counts the softmaxes (or contexts) of a mixture; the head ``softmax`` ignores it. A softmax over
+    a last layer of another width than the embedding gets the tanh projection of the mixtures."""
 
     head: Literal["softmax", "mixture-of-contexts", "mixture-of-softmaxes"] = "mixture-of-softmaxes"
-    components: Count = 15
+    num_components: Count = 15
     embedding_features: Count = 280
     hidden_features: Count = 960
     last_hidden_features: Count = 620
-    layers: Count = 3
+    num_layers: Count = 3
     tied: bool = True
 
 
@@ -115,6 +116,12 @@ class Config(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def __post_init__(self) -> None:
         train = self.train
+        for name in self.__struct_fields__:
+            section = getattr(self, name)
+            for key in section.__struct_fields__:
+                value = getattr(section, key)
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"{name}.{key}: expected a finite number, got {value}")
         if train.micro_batch and train.batch % train.micro_batch:
             raise ValueError(
                 f"train.micro_batch: expected a divisor of train.batch {train.batch}, got {train.micro_batch}"
@@ -131,6 +138,7 @@ def parse_config(values: Mapping[str, Any], *, source: str, overrides: Iterable[
     Raises UserError of one line for an unknown key (with the nearest spelling), a wrong type or a value out of range.
     """
     merged = {name: dict(section) if isinstance(section, Mapping) else section for name, section in values.items()}
+    _refuse_unknown(merged, source)
     for override in overrides:
         _apply(merged, override)
     _refuse_unknown(merged, source)

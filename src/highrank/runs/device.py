@@ -4,17 +4,30 @@ import torch
 
 from highrank.errors import UserError
 
-__all__ = ["choose_device"]
+__all__ = ["choose_device", "describe_device"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """``auto`` takes the accelerator if there is one. Raises UserError for a device that this machine lacks."""
+    """``auto`` takes the GPU if there is one. Raises UserError for a device that this machine or highrank lacks."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"device {name!r}: expected cpu or cuda", exit_code=2)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"device {name!r}: cannot be used here ({first_line})", exit_code=2) from error
     return device
+
+
+def describe_device(device: torch.device | str) -> str:
+    """What computes, for the run's log: bits may differ between any two of these."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return f"torch {torch.__version__} on {device.type}, {torch.get_num_threads()} threads"
+    return (
+        f"torch {torch.__version__} on {device} ({torch.cuda.get_device_name(device)}), CUDA {torch.version.cuda}, "
+        f"cuDNN {torch.backends.cudnn.version()}, TF32 in cuDNN {'on' if torch.backends.cudnn.allow_tf32 else 'off'}"
+    )

@@ -24,10 +24,10 @@ def estimate(config: Config, corpus: Corpus) -> dict[str, Any]:
     tokens = len(corpus.tokens["train"])
     mean_length = 0.95 * train.bptt + 0.05 * train.bptt / 2
     steps, batch = train.bptt + train.max_length_delta, config.micro_batch
-    widths = [*[model.hidden_features] * (model.layers - 1), model.last_hidden_features]
+    widths = [*[model.hidden_features] * (model.num_layers - 1), model.last_hidden_features]
     # Of an LSTM step backward needs the four gates, the cell and the output, and the dropped copy of the output.
     recurrent = sum(7 * width for width in widths) + 2 * model.embedding_features
-    components = 1 if model.head == "softmax" else model.components
+    components = 1 if model.head == "softmax" else model.num_components
     # Of a context: before and after tanh, after dropout, and the gradients of the last two.
     contexts = 5 * components * model.embedding_features
     block = LossOptions().block_bytes

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from highrank import __version__
-from highrank.data import Corpus, Vocabulary
+from highrank.data import Corpus, Vocabulary, is_published
 from highrank.errors import UserError
 from highrank.files import explained, new_file, new_folder, write_text
 from highrank.models import LanguageModel
@@ -65,6 +65,7 @@ class RunFolder:
         if corpus is not None:
             facts["corpus"] = {
                 "name": corpus.name,
+                "as_published": is_published(corpus.name, corpus.folder),
                 "folder": str(corpus.folder.resolve()),
                 "sha256": dict(corpus.sha256),
                 "tokens": {split: len(tokens) for split, tokens in corpus.tokens.items()},
@@ -173,10 +174,25 @@ class RunFolder:
         except ValueError as error:
             raise UserError(f"{path}: not valid JSON ({error})") from error
 
-    def add_result(self, name: str, result: Mapping[str, Any], *, keep: bool = True) -> None:
-        """Put into results.json, under ``name``; beside what was there before if ``keep``."""
+    def change_config(self, config: Config) -> None:
+        """Replace the configuration, and log what changed."""
+        before, after = (to_toml(each).splitlines() for each in (self.config, config))
+        changes = [f"{old} -> {new}" for old, new in zip(before, after, strict=True) if old != new]
+        with explained(self.path):
+            write_text(self.path / "config.toml", to_toml(config))
+        self.log(f"settings changed: {'; '.join(changes)}")
+
+    def forget_results(self, *names: str) -> None:
+        results = {name: result for name, result in self.results.items() if name not in names}
+        self._write_results(results)
+
+    def add_result(self, name: str, result: Mapping[str, Any]) -> None:
+        """Merge into results.json, under ``name``."""
         results = self.results
-        results[name] = {**(results.get(name, {}) if keep else {}), **result}
+        results[name] = {**results.get(name, {}), **result}
+        self._write_results(results)
+
+    def _write_results(self, results: Mapping[str, Any]) -> None:
         path = self.path / "results.json"
         with explained(path):
             write_text(path, json.dumps(results, indent=2) + "\n")

@@ -69,11 +69,11 @@ class OriginalSizes:
             "embedding_features": self.embedding_features,
             "hidden_features": self.hidden_features,
             "last_hidden_features": self.last_hidden_features,
-            "layers": self.layers,
+            "num_layers": self.layers,
             "tied": self.tied,
         }
         if self.components:
-            return {"head": "mixture-of-softmaxes", "components": self.components, **section}
+            return {"head": "mixture-of-softmaxes", "num_components": self.components, **section}
         return {"head": "softmax", **section}
 
 

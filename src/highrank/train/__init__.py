@@ -4,7 +4,7 @@ from highrank.train.interruption import Interrupted
 from highrank.train.loop import StageSettings, train_stage
 from highrank.train.objective import objective
 from highrank.train.optimizer import averaged_weights, is_stalled, make_optimizer
-from highrank.train.stages import Machine, corpus_for, corpus_of, finetune, open_or_create, train
+from highrank.train.stages import Machine, corpus_for, corpus_of, finetune, open_or_create, set_later_settings, train
 from highrank.train.state import Position, StageState
 from highrank.train.update import Update, update
 
@@ -23,6 +23,7 @@ __all__ = [
     "make_optimizer",
     "objective",
     "open_or_create",
+    "set_later_settings",
     "train",
     "train_stage",
     "update",

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from highrank.data import Corpus
-from highrank.data.batches import Columns, segment_length
+from highrank.data.batches import SHORTEST_TRAINING_COLUMN, Columns, segment_length
 from highrank.errors import UserError
 from highrank.evaluate import evaluate
+from highrank.files import file_sha256, remove_leftovers
 from highrank.progress import SILENT, Display
 from highrank.random import derived_seed
-from highrank.runs import Config, RunFolder, build_model, latest_checkpoint
+from highrank.runs import Config, RunFolder, build_model, describe_device, latest_checkpoint
 from highrank.runs.tensors import model_tensors, put_model_tensors, read_tensors
 from highrank.train.interruption import Interrupted, StopRequest, stop_on_signal
 from highrank.train.optimizer import averaged_weights, is_stalled
@@ -21,7 +22,7 @@ from highrank.train.recorder import Recorder
 from highrank.train.state import StageState
 from highrank.train.update import update
 
-__all__ = ["StageSettings", "train_stage"]
+__all__ = ["StageSettings", "train_stage", "training_columns"]
 
 CHECK_EVERY_S = 0.5  # how often the loss is read: a reading makes a GPU wait
 RECORD_EVERY_STEPS = 50
@@ -44,9 +45,15 @@ class StageSettings:
     def of(cls, config: Config, stage: str) -> "StageSettings":
         if stage == "train":
             train = config.train
-            return cls(train.epochs, train.lr, train.nonmono, False, False, False, train.average_from)
+            return cls(train.epochs, train.lr, train.nonmono, train.average_from == 1, False, False, train.average_from)
         tune = config.finetune
         return cls(tune.epochs, tune.lr, tune.nonmono, True, True, True, 0)
+
+
+def training_columns(config: Config, corpus: Corpus) -> Columns:
+    """The training text in columns. Raises UserError if it, or the validation text, is too short for its batch."""
+    Columns(corpus.tokens["valid"], config.train.valid_batch, what="valid.txt")  # refused now, not after an epoch
+    return Columns(corpus.tokens["train"], config.train.batch, what="train.txt", shortest=SHORTEST_TRAINING_COLUMN)
 
 
 def train_stage(
@@ -65,9 +72,12 @@ def train_stage(
     Raises Interrupted, after saving, if a signal asked to stop; UserError if the loss is lost (nan, or exploding).
     """
     config = run.config
+    remove_leftovers(run.path, run.stage_folder(stage))
     state = _first_state(run, stage, config, device)
     if resume:
         _restore_last(run, stage, state, display)
+    run.stage_folder(stage).mkdir(exist_ok=True)
+    run.log(f"{stage}: update {state.position.step + 1} on, {describe_device(device)}")
     recorder = Recorder(run, stage, display, first_step=state.position.step + 1)
     try:
         with stop_on_signal() as stop:
@@ -89,11 +99,13 @@ def train_stage(
 def _first_state(run: RunFolder, stage: str, config: Config, device: torch.device | str) -> StageState:
     settings = StageSettings.of(config, stage)
     model = build_model(config, len(run.vocabulary))
+    started_from = ""
     if stage == "finetune":
         source = run.best_model_path("train")
         if not source.exists():
             raise UserError(f"{run.path}: no trained model to fine-tune; train it first")
         put_model_tensors(model, read_tensors(source), source=source)
+        started_from = file_sha256(source)
     return StageState(
         model.to(device),
         lr=settings.lr,
@@ -101,6 +113,7 @@ def _first_state(run: RunFolder, stage: str, config: Config, device: torch.devic
         averaging=settings.averaging,
         groups=config.train.batch // config.micro_batch,
         batch=config.micro_batch,
+        started_from=started_from,
     )
 
 
@@ -111,7 +124,13 @@ def _restore_last(run: RunFolder, stage: str, state: StageState, display: Displa
             raise UserError(f"{run.path}: has a model but no checkpoint of {stage} to go on from (an imported run?)")
         run.forget_metrics_after(stage, 0)
         return
+    started_from = state.position.started_from
     state.restore(checkpoint)
+    if state.position.started_from != started_from:
+        raise UserError(
+            f"{run.stage_folder(stage)}: began from another trained model than {run.best_model_path('train')} is now "
+            "(training went on since); remove that folder to fine-tune anew"
+        )
     run.forget_metrics_after(stage, state.position.step)
     display.message(f"resuming {stage} at epoch {state.position.epoch}, update {state.position.step}")
 
@@ -132,9 +151,8 @@ class _Stage:
         self.recorder, self.stop, self.checkpoint_every_s = recorder, stop, checkpoint_every_s
         self.settings = StageSettings.of(config, stage)
         self.seed = derived_seed(config.train.seed, stage)
-        self.columns = Columns(corpus.tokens["train"], config.train.batch, what="train.txt")
+        self.columns = training_columns(config, corpus)
         self.valid = corpus.tokens["valid"]
-        Columns(self.valid, config.train.valid_batch, what="valid.txt")  # refuse now, not after an epoch
         self.device = next(state.model.parameters()).device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # since the last reading
         self.norm_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -148,6 +166,7 @@ class _Stage:
             loss = self.validate()
             self.decide(loss)
             self.save()
+            self.stop_if_asked()
 
     def train_epoch(self) -> None:
         """From where the state stands to the end of the text."""
@@ -175,10 +194,15 @@ class _Stage:
                 self.recorder.interval(position)
             if save:  # the losses up to here are read, so a lost one is never saved
                 self.save()
-            if self.stop.signal_number is not None:
-                self.recorder.message(f"saved {self.stage} at update {position.step}; go on with --resume")
-                raise Interrupted(self.stop.signal_number)
+                self.stop_if_asked()
+            position.elapsed_s += time.monotonic() - now
         self.read_losses()
+
+    def stop_if_asked(self) -> None:
+        """To be called right after saving."""
+        if self.stop.signal_number is not None:
+            self.recorder.message(f"saved {self.stage} at update {self.state.position.step}; go on with --resume")
+            raise Interrupted(self.stop.signal_number)
 
     def read_losses(self) -> None:
         """Move what the device summed up into the position, and stop if the loss is lost."""
@@ -187,7 +211,7 @@ class _Stage:
         self.loss_sum.zero_()
         self.norm_sum.zero_()
         position.add_losses(loss_sum, norm_sum)
-        uniform = math.log(len(self.run.vocabulary))
+        uniform = math.log(self.state.model.vocab_size)
         if not (math.isfinite(loss_sum) and math.isfinite(norm_sum)):
             reason = "the loss or its gradient is not a number"
         elif position.interval_steps >= EXPLODED_AFTER_STEPS and position.interval_mean > 2 * uniform:

@@ -1,18 +1,22 @@
 """The stages of a run, from a recipe to a best model: what ``highrank train`` and ``highrank finetune`` do."""
 
-from dataclasses import dataclass, replace
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
+from msgspec.structs import replace
 
-from highrank.data import Corpus, find_corpus, load_corpus
+from highrank.data import Corpus, find_corpus, is_published, load_corpus
 from highrank.errors import UserError
 from highrank.progress import SILENT, Display
-from highrank.runs import Config, RunFolder, to_toml
-from highrank.train.loop import train_stage
+from highrank.runs import Config, RunFolder, parse_config, to_toml
+from highrank.train.loop import train_stage, training_columns
 
-__all__ = ["Machine", "corpus_for", "corpus_of", "finetune", "open_or_create", "train"]
+__all__ = ["Machine", "corpus_for", "corpus_of", "finetune", "open_or_create", "set_later_settings", "train"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,17 @@ class Machine:
 
 def corpus_for(config: Config, data: str | None) -> Corpus:
     """The text that a configuration asks for, or that of the folder ``data``, at the length that it asks for."""
-    corpus = load_corpus(find_corpus(config.data.corpus, data), name=config.data.corpus)
+    name, folder = config.data.corpus, find_corpus(config.data.corpus, data)
+    if data is not None and not is_published(name, folder):
+        name = folder.resolve().name  # another text than the one that the recipe is about
+    corpus = load_corpus(folder, name=name)
     limits = {
         "train": config.data.train_tokens,
         "valid": config.data.heldout_tokens,
         "test": config.data.heldout_tokens,
     }
     parts = {split: tokens[: limits[split] or None] for split, tokens in corpus.tokens.items()}
-    return replace(corpus, tokens=parts)
+    return dataclasses.replace(corpus, tokens=parts)
 
 
 def corpus_of(run: RunFolder, data: str | None) -> Corpus:
@@ -46,18 +53,40 @@ def corpus_of(run: RunFolder, data: str | None) -> Corpus:
     return corpus
 
 
-def open_or_create(path: Path, config: Config, corpus: Corpus, *, resume: bool) -> RunFolder:
-    """A new run folder, or with ``resume`` the one that is there, if it was made of the same configuration and text."""
+def open_or_create(
+    path: Path, config: Config, corpus: Corpus, *, resume: bool, notice: Callable[[str], None] = SILENT.message
+) -> RunFolder:
+    """A new run folder, or with ``resume`` the one that is there, if it was made of the same configuration and text.
+
+    What may change on the way: the rate and clipping of training, and the settings of later stages. It is logged.
+    """
+    training_columns(config, corpus)  # before anything is written
     if not (resume and path.exists()):
+        if resume:
+            notice(f"nothing to resume in {path}: starting")
         return RunFolder.create(path, config, corpus.vocabulary, corpus)
     run = RunFolder.open(path)
-    if to_toml(run.config) != to_toml(config):
-        changed = _first_difference(to_toml(run.config), to_toml(config))
+    begun = run.config
+    train_may_change = replace(begun.train, lr=config.train.lr, clip=config.train.clip)
+    if config != replace(begun, train=train_may_change, finetune=config.finetune, dynamic=config.dynamic):
+        changed = _first_difference(to_toml(begun), to_toml(config))
         raise UserError(
             f"{path}: the run was started with other settings ({changed}); resume with the same, or start anew"
         )
     run.check_corpus(corpus)
+    if config != begun:
+        run.change_config(config)
     return run
+
+
+def set_later_settings(run: RunFolder, overrides: Sequence[str]) -> None:
+    """Change what a trained run is still free to change: the settings of fine-tuning and dynamic evaluation."""
+    begun = run.config
+    changed = parse_config(msgspec.to_builtins(begun), source=str(run.path), overrides=overrides)
+    if changed != replace(begun, finetune=changed.finetune, dynamic=changed.dynamic):
+        raise UserError(f"--set: a trained run can change [finetune] and [dynamic] only, got {' '.join(overrides)}")
+    if changed != begun:
+        run.change_config(changed)
 
 
 def train(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
@@ -67,13 +96,16 @@ def train(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = Fa
 
 def finetune(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
     """Fine-tune the best trained model to the end. Returns and records the figures of the best model."""
-    if not resume and run.stage_folder("finetune").exists():
-        raise UserError(f"{run.stage_folder('finetune')}: exists already; go on with --resume, or remove it")
+    folder = run.stage_folder("finetune")
+    if not resume and any(folder.glob("*[!.]*")):
+        raise UserError(f"{folder}: exists already; go on with --resume, or remove it")
+    before = run.results.get("train", {})
+    if run.best_model_path("train").exists() and run.metrics() and not before:
+        machine.display.message("training has not come to its end: fine-tuning its best model so far")
     return _stage(run, "finetune", corpus, machine, resume)
 
 
 def _stage(run: RunFolder, stage: str, corpus: Corpus, machine: Machine, resume: bool) -> dict[str, Any]:
-    run.stage_folder(stage).mkdir(exist_ok=True)
     figures = train_stage(
         run,
         stage,
@@ -83,9 +115,10 @@ def _stage(run: RunFolder, stage: str, corpus: Corpus, machine: Machine, resume:
         checkpoint_every_s=machine.checkpoint_every_s,
         display=machine.display,
     )
-    # Evaluations of an earlier model of this stage no longer hold.
     same_model = run.results.get(stage, {}).get("valid_loss_nats") == figures["valid_loss_nats"]
-    run.add_result(stage, figures, keep=same_model)
+    if not same_model:  # evaluations of an earlier model of this stage no longer hold
+        run.forget_results(stage, "dynamic")
+    run.add_result(stage, figures)
     return figures
 
 

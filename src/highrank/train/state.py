@@ -22,6 +22,7 @@ class Position:
     """Plain numbers of a stage. ``start`` is where the next segment begins; ``history`` the validation losses so far.
 
     Sums of nats and counts of tokens: ``epoch_`` since the epoch began, ``interval_`` since the last record.
+    ``started_from`` is the hash of the model file that fine-tuning began with.
     """
 
     epoch: int = 1
@@ -39,6 +40,7 @@ class Position:
     interval_steps: int = 0
     interval_norm: float = 0.0
     elapsed_s: float = 0.0
+    started_from: str = ""
 
     def add_step(self, predictions: int, tokens: int) -> None:
         self.start += predictions
@@ -70,10 +72,18 @@ class StageState:
     """The position, the model, its optimizer and the hidden state carried by each micro-batch."""
 
     def __init__(
-        self, model: LanguageModel, *, lr: float, weight_decay: float, averaging: bool, groups: int, batch: int
+        self,
+        model: LanguageModel,
+        *,
+        lr: float,
+        weight_decay: float,
+        averaging: bool,
+        groups: int,
+        batch: int,
+        started_from: str = "",
     ) -> None:
         self.model = model
-        self.position = Position(averaging=averaging)
+        self.position = Position(averaging=averaging, started_from=started_from)
         self.batch = batch
         self.carried: list[State] = [model.initial_state(batch) for _ in range(groups)]
         self._lr, self._weight_decay = lr, weight_decay
