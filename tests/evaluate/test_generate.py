@@ -173,7 +173,7 @@ def test_banned_words_are_never_drawn() -> None:
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        (Sampling(temperature=-0.1), r"temperature: expected 0 or more, got -0\.1"),
+        (Sampling(temperature=-0.1), r"temperature: expected 0 or a number from 0\.001 on, got -0\.1"),
         (Sampling(top_k=-1), r"top-k: expected 0 \(all words\) or more, got -1"),
         (Sampling(top_p=0.0), r"top-p: expected a share above 0, at most 1, got 0\.0"),
         (Sampling(top_p=1.1), r"top-p: expected a share above 0, at most 1, got 1\.1"),

@@ -38,7 +38,7 @@ def newest_checkpoint(run: Path) -> str:
     return max((path.name for path in (run / "train").glob("checkpoint-*")), default="")
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, process: subprocess.Popen[Any]) -> None:
     while not any(path.parent.glob(path.name)):
         assert process.poll() is None, "the process ended before it wrote what was waited for"
         time.sleep(0.02)
@@ -116,8 +116,7 @@ def test_a_second_interrupt_stops_at_once(small_text: Path, tmp_path: Path) -> N
     slow = ["model.hidden_features=1500", "model.last_hidden_features=1500", "train.bptt=200"]
     overrides = [word for setting in slow for word in ("--set", setting)]
     process = subprocess.Popen(train_command(out, small_text, *overrides), stdout=DEVNULL, stderr=DEVNULL)
-    while not (out / "train").exists():
-        time.sleep(0.02)
+    wait_for(out / "tensorboard" / "train" / "events.*", process)  # the last thing before the first update
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)
