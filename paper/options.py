@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 if importlib.util.find_spec("highrank") is None:
     sys.exit("highrank is not installed for this Python: pip install -e .. (or make venv, and use ../.venv/bin/python)")
 
+import highrank.cli.environment  # noqa: F401, I001 - before PyTorch is loaded
 import msgspec
 import torch
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import highrank.cli.environment  # noqa: F401 - before anything loads PyTorch
 from highrank import __version__
 from highrank.cli import data, dynamic_eval, evaluate, finetune, generate, import_model, run, train
 from highrank.errors import UserError

@@ -1,0 +1,16 @@
+"""What has to be said to the libraries beneath PyTorch before they are loaded. Importing this says it."""
+
+import os
+
+__all__ = ["DEFAULTS"]
+
+DEFAULTS = {
+    # Threads that wait for one another spin by default: with another program on a core, a small model then trains 25
+    # times slower than with waiting threads asleep (measured on 2 cores, docs/recipes.md).
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # cuDNN's LSTM repeats its bits only with this (PyTorch's notes on randomness).
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+
+for name, value in DEFAULTS.items():
+    os.environ.setdefault(name, value)
