@@ -81,7 +81,7 @@ def test_killed_at_random_moments(uninterrupted: Path, small_text: Path, tmp_pat
         while newest_checkpoint(out) == before:  # a kill counts only if it takes something away
             assert process.poll() is None, "the run was over before it could be killed"
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.3))
+        time.sleep(moments.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         assert process.wait(timeout=60) == -signal.SIGKILL
     done = finish(train_command(out, small_text, "--resume"))
