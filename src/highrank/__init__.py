@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from highrank.functional import LossOptions, mixture_cross_entropy, mixture_log_prob
+    from highrank.functional import LossOptions, mixture_cross_entropy, mixture_log_prob, mixture_statistics
     from highrank.heads import MixtureOfContexts, MixtureOfSoftmaxes, Softmax
     from highrank.runs import load
 
@@ -22,6 +22,7 @@ __all__ = [
     "load",
     "mixture_cross_entropy",
     "mixture_log_prob",
+    "mixture_statistics",
 ]
 
 _HOME = {
@@ -32,6 +33,7 @@ _HOME = {
     "load": "highrank.runs",
     "mixture_cross_entropy": "highrank.functional",
     "mixture_log_prob": "highrank.functional",
+    "mixture_statistics": "highrank.functional",
 }
 
 

@@ -1,11 +1,25 @@
 """Public operations on a mixture of softmaxes: check shapes, choose an implementation, return."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from highrank.ops import LossOptions, choose, chunked
 
-__all__ = ["LossOptions", "mixture_cross_entropy", "mixture_log_prob"]
+__all__ = ["LossOptions", "MixtureStatistics", "mixture_cross_entropy", "mixture_log_prob", "mixture_statistics"]
+
+
+class MixtureStatistics(NamedTuple):
+    """What ``mixture_statistics`` returns. Only ``loss`` is differentiable; what stands for an ignored token is
+    meaningless."""
+
+    loss: Tensor  # as from mixture_cross_entropy
+    prior: Tensor  # (*, K), P(component | context)
+    posterior: Tensor  # (*, K), P(component | context, target)
+    prior_entropy: Tensor  # (*), in nats
+    posterior_entropy: Tensor  # (*), in nats
+    component_log_prob: Tensor  # (*, K), log P(target | component, context), in nats
 
 
 def mixture_cross_entropy(
@@ -28,11 +42,60 @@ def mixture_cross_entropy(
     Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V); target (*), int64.
     Returns a scalar in nats, or (*) for ``reduction="none"``. ``chunked`` accumulates half precision in float32 and
     returns that. The mean is over the tokens that are not ``ignore_index``; as in PyTorch it is NaN if there are none.
-    Memory: O(tokens * K + options.block_bytes) beside the inputs and their gradients.
-    Gradients are exact for every reduction; a second derivative raises (only ``implementation="reference"`` has one).
-    Raises ValueError naming the argument, what was expected and what came; targets are checked on the CPU only.
+    Memory beside inputs and outputs: ``options.block_bytes`` and O(tokens * K). For mean and sum the gradients are held
+    from forward to backward, which returns a scaled copy; for none only the inputs are, and backward walks again.
+    Gradients are exact for every reduction (within rounding: see ``LossOptions.min_posterior``); a second derivative
+    raises, and so does forward mode (only ``implementation="reference"`` has them).
+    Raises ValueError naming the argument, what was expected and what came. A target out of range is looked for on the
+    CPU only; elsewhere the fused implementations make its loss NaN.
     Source: Yang et al. 2018, section 2.2 (arXiv 1711.03953).
     """
+    loss, _ = _loss(context, prior_logits, weight, target, bias, ignore_index, reduction, implementation, options)
+    return loss
+
+
+def mixture_statistics(
+    context: Tensor,
+    prior_logits: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    implementation: str = "auto",
+    options: LossOptions | None = None,
+) -> MixtureStatistics:
+    """The loss of ``mixture_cross_entropy``, to train on, with what the same pass knows of the components.
+
+    Arguments, memory and errors as there; the statistics add O(tokens * K).
+    """
+    loss, joint = _loss(context, prior_logits, weight, target, bias, ignore_index, reduction, implementation, options)
+    _, prior_logits, _, _ = _autocast(context, prior_logits, weight, bias)
+    log_prior = torch.log_softmax(prior_logits.detach().to(joint.dtype), dim=-1)
+    prior, posterior = log_prior.exp(), torch.softmax(joint, dim=-1)
+    return MixtureStatistics(
+        loss=loss,
+        prior=prior,
+        posterior=posterior,
+        prior_entropy=torch.special.entr(prior).sum(-1),
+        posterior_entropy=torch.special.entr(posterior).sum(-1),
+        component_log_prob=joint - log_prior,
+    )
+
+
+def _loss(
+    context: Tensor,
+    prior_logits: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    implementation: str,
+    options: LossOptions | None,
+) -> tuple[Tensor, Tensor]:
+    """The reduced loss, and log P(component, target) (*, K) without gradient."""
     context, prior_logits, weight, bias = _autocast(context, prior_logits, weight, bias)
     _check(context, prior_logits, weight, bias)
     if target.shape != context.shape[:-2]:
@@ -42,29 +105,31 @@ def mixture_cross_entropy(
         )
     if target.dtype != torch.int64:
         raise ValueError(f"target: expected int64, got {target.dtype}")
+    if target.device != context.device:
+        raise ValueError(f"target: expected {context.device} like context, got {target.device}")
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: expected none, mean or sum, got {reduction!r}")
     compute = choose(implementation)
     target_N = target.reshape(-1)
-    if target.device.type == "cpu":  # elsewhere a check would make the host wait
-        _check_targets(target_N, weight.shape[0], ignore_index)
 
     with torch.autocast(context.device.type, enabled=False):  # dtypes are settled: sums must not be cast down again
-        loss = compute(
+        loss, joint_NK = compute(
             context.reshape(-1, *context.shape[-2:]),
             prior_logits.reshape(-1, prior_logits.shape[-1]),
             weight,
             bias,
             target_N,
             ignore_index,
-            options or LossOptions(),
+            (options or LossOptions()).settings(context),
             summed=reduction != "none",
         )
     if reduction == "mean":
         count = (target_N != ignore_index).sum()
         # NaN where nothing counts, as in PyTorch, but with gradients of zero: 0 / 0 would make them NaN.
-        return (loss / count.clamp(min=1)).masked_fill(count == 0, torch.nan)
-    return loss.view(target.shape) if reduction == "none" else loss
+        loss = (loss / count.clamp(min=1)).masked_fill(count == 0, torch.nan)
+    elif reduction == "none":
+        loss = loss.view(target.shape)
+    return loss, joint_NK.view(prior_logits.shape)
 
 
 def mixture_log_prob(
@@ -91,7 +156,7 @@ def mixture_log_prob(
             prior_logits.reshape(-1, prior_logits.shape[-1]),
             weight,
             bias,
-            options or LossOptions(),
+            (options or LossOptions()).settings(context),
         )
     return log_prob_NV.view(*context.shape[:-2], weight.shape[0])
 
@@ -136,13 +201,3 @@ def _check(context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor |
             )
     if not context.is_floating_point():
         raise ValueError(f"context: expected a floating-point tensor, got {context.dtype}")
-
-
-def _check_targets(target_N: Tensor, classes: int, ignore_index: int) -> None:
-    wrong = (target_N != ignore_index) & ((target_N < 0) | (target_N >= classes))
-    if bool(wrong.any()):
-        first = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"target: expected values from 0 to {classes - 1} (or ignore_index {ignore_index}), "
-            f"got {int(target_N[first])} at position {first}"
-        )

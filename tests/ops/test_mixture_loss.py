@@ -33,7 +33,7 @@ def block_of(tokens: int, problem: Problem) -> LossOptions:
     components, classes = problem.context.shape[-2], problem.weight.shape[0]
     item = 4 if problem.context.element_size() == 2 else problem.context.element_size()
     options = LossOptions(block_bytes=tokens * components * classes * item)
-    assert options.tokens_per_block(components, classes, item) == tokens
+    assert options.settings(problem.context).tokens_per_block(components, classes) == tokens
     return options
 
 

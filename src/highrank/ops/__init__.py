@@ -2,10 +2,12 @@
 
 Every implementation takes flattened, checked arguments: context (N, K, D), prior_logits (N, K), weight (V, D),
 bias (V) or None, target (N) with ``ignore_index`` for tokens that do not count, and returns the loss of each token (N)
-together with, where asked, gradients. ``highrank.functional`` does the checking.
+or their sum, which is differentiable, and the joint log-probabilities of component and target (N, K), which are not.
+``highrank.functional`` does the checking.
 """
 
 from highrank.ops.options import LossOptions
 from highrank.ops.table import IMPLEMENTATIONS, choose
+from highrank.ops.walk import Settings
 
-__all__ = ["IMPLEMENTATIONS", "LossOptions", "choose"]
+__all__ = ["IMPLEMENTATIONS", "LossOptions", "Settings", "choose"]

@@ -11,111 +11,76 @@ so the gradient of a block is known as soon as its forward is, from the same log
 nothing of size (N, K, V). See docs/mathematics.md for the derivation.
 """
 
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
 
-from highrank.ops.options import LossOptions
+from highrank.ops.walk import Gradients, Needs, Settings
 
-__all__ = ["mixture_log_prob", "mixture_loss"]
+__all__ = ["mixture_log_prob", "walk"]
 
-
-class Gradients(NamedTuple):
-    """d(sum of weighted losses) for each input; None for one that was not asked for."""
-
-    context: Tensor | None
-    prior_logits: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
+# Copying the rows that are kept costs about a tenth of the two products that it makes smaller.
+COMPACT_BELOW = 0.9
 
 
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def _walk(
+def walk(
     context: Tensor,
     prior_logits: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    ignore_index: int,
-    options: LossOptions,
     token_weight: Tensor | None,
-    needs: tuple[bool, bool, bool, bool],
+    needs: Needs,
+    settings: Settings,
 ) -> tuple[Tensor, Gradients]:
-    """One walk over blocks of tokens: the loss of each token (N) and the gradients of ``sum(token_weight * loss)``.
-
-    With ``needs`` all False only the loss is computed, at the price of one matrix product.
-    """
+    """See ``ops.walk.Walk``."""
     tokens, components, features = context.shape
-    classes = weight.shape[0]
-    dtype = _accumulation_dtype(weight.dtype)
-    block = min(options.tokens_per_block(components, classes, dtype.itemsize), max(tokens, 1))
-    need_context, need_prior, need_weight, need_bias = needs
-    need_logits_gradient = need_context or need_weight or need_bias
-
-    loss_N = context.new_empty(tokens, dtype=dtype)
+    classes, dtype = weight.shape[0], settings.accumulation_dtype
+    block = min(settings.tokens_per_block(components, classes), max(tokens, 1))
+    joint_NK = torch.log_softmax(prior_logits.to(dtype), dim=-1)
     grads = Gradients(
-        context.new_empty(context.shape) if need_context else None,
-        prior_logits.new_empty(prior_logits.shape) if need_prior else None,
-        weight.new_zeros(weight.shape, dtype=dtype) if need_weight else None,
-        weight.new_zeros(classes, dtype=dtype) if need_bias else None,
+        context.new_empty(context.shape) if needs.context else None,
+        torch.softmax(prior_logits.to(dtype), dim=-1) if needs.prior_logits else None,
+        weight.new_zeros(weight.shape, dtype=dtype) if needs.weight else None,
+        weight.new_zeros(classes, dtype=dtype) if needs.bias else None,
     )
-    counts_N = target != ignore_index
-    target_N = target.where(counts_N, 0)
-    log_prior_NK = torch.log_softmax(prior_logits.to(dtype), dim=-1)
     buffer_RV = context.new_empty((block * components, classes), dtype=dtype)  # R = rows = tokens in block * K
 
     for start in range(0, tokens, block):
         part = slice(start, min(start + block, tokens))
         context_RD = context[part].reshape(-1, features)
-        target_R1 = target_N[part].repeat_interleave(components).unsqueeze(1)
+        target_R1 = target[part].repeat_interleave(components).unsqueeze(1)
         logits_RV = _logits(context_RD, weight, bias, buffer_RV[: len(context_RD)])
+        log_prob_R, prob_RV = _softmax_in_place(logits_RV, context_RD, weight, bias, target_R1)
 
-        # exp and sum in place on a block that stays in cache; the division by the sum is left to small factors below.
-        target_logit_R = logits_RV.gather(1, target_R1).squeeze(1)
-        max_R1 = logits_RV.amax(dim=1, keepdim=True)
-        unnormalised_RV = logits_RV.sub_(max_R1).exp_()
-        sum_R = unnormalised_RV.sum(dim=1)
-        log_prob_R = target_logit_R - max_R1.squeeze(1) - sum_R.log()
-
-        joint_bK = log_prior_NK[part] + log_prob_R.view(-1, components)
-        log_prob_b1 = joint_bK.logsumexp(dim=1, keepdim=True)
-        loss_N[part] = -log_prob_b1.squeeze(1)
+        joint_bK = joint_NK[part].add_(log_prob_R.view(-1, components))  # b = tokens in block
         if token_weight is None:
             continue
-
+        posterior_bK = torch.softmax(joint_bK, dim=1)
         token_weight_b1 = token_weight[part].unsqueeze(1).to(dtype)
-        posterior_bK = (joint_bK - log_prob_b1).exp_()
         if grads.prior_logits is not None:
-            grads.prior_logits[part] = (log_prior_NK[part].exp() - posterior_bK) * token_weight_b1
-        if not need_logits_gradient:
+            grads.prior_logits[part] = grads.prior_logits[part].sub_(posterior_bK).mul_(token_weight_b1)
+        if grads.context is None and grads.weight is None and grads.bias is None:
             continue
-        # The gradient of the logits is row_weight * (unnormalised / sum - onehot(target)). The target's entry is put
-        # in place, one a row (so no atomic additions, whose order would change bits); the factors row_weight / sum are
-        # left to the small side of each product, which saves a pass over the block.
-        row_weight_R1 = (posterior_bK * token_weight_b1).view(-1, 1)
-        sum_R1 = sum_R.unsqueeze(1)
-        if dtype != weight.dtype:
-            unnormalised_RV.div_(sum_R1)  # but a sum may be too large for float16
-            sum_R1 = torch.ones_like(sum_R1)
-        unnormalised_RV.scatter_(1, target_R1, unnormalised_RV.gather(1, target_R1) - sum_R1)
-        factor_R1 = row_weight_R1 / sum_R1
-        low_RV = unnormalised_RV.to(weight.dtype)
-        if grads.context is not None:
-            grads.context[part] = (torch.mm(low_RV, weight) * factor_R1).view(-1, components, features)
-        if grads.weight is not None:
-            scaled_RD = (context_RD * factor_R1).to(weight.dtype)
-            if dtype == weight.dtype:
-                grads.weight.addmm_(low_RV.t(), scaled_RD)
-            else:
-                grads.weight.add_(torch.mm(low_RV.t(), scaled_RD))
-        if grads.bias is not None:
-            grads.bias.add_((unnormalised_RV.t() @ factor_R1).squeeze(1))
 
-    return loss_N.masked_fill_(~counts_N, 0), grads  # whatever an ignored token holds, NaN included
+        # The gradient of the logits is row_weight * (prob - onehot(target)). The target's entry is put in place, one a
+        # row (so no atomic additions, whose order would change bits); row_weight is left to the small side of each
+        # product, which saves a pass over the block.
+        prob_RV.scatter_(1, target_R1, prob_RV.gather(1, target_R1) - 1)
+        row_weight_R1 = (posterior_bK * token_weight_b1).view(-1, 1)
+        grad_context_RD = None if grads.context is None else grads.context[part].view(-1, features)
+        kept_R = _kept_rows(posterior_bK, token_weight_b1, settings.min_posterior)
+        if kept_R is None:
+            _add_products(prob_RV, row_weight_R1, context_RD, weight, grad_context_RD, grads)
+        else:
+            kept_grad_RD = None if grad_context_RD is None else context.new_empty((len(kept_R), features))
+            prob_RV, row_weight_R1 = _compact(prob_RV, kept_R), row_weight_R1[kept_R]
+            _add_products(prob_RV, row_weight_R1, context_RD[kept_R], weight, kept_grad_RD, grads)
+            if grad_context_RD is not None and kept_grad_RD is not None:
+                grad_context_RD.zero_().index_copy_(0, kept_R, kept_grad_RD)
+
+    if grads.prior_logits is not None:
+        grads = grads._replace(prior_logits=grads.prior_logits.to(prior_logits.dtype))
+    return joint_NK, grads
 
 
 def _logits(context_RD: Tensor, weight: Tensor, bias: Tensor | None, out_RV: Tensor) -> Tensor:
@@ -127,98 +92,80 @@ def _logits(context_RD: Tensor, weight: Tensor, bias: Tensor | None, out_RV: Ten
     return out_RV if bias is None else out_RV.add_(bias)
 
 
-def _as_input_dtypes(grads: Gradients, weight: Tensor, bias: Tensor | None) -> Gradients:
-    return grads._replace(
-        weight=None if grads.weight is None else grads.weight.to(weight.dtype),
-        bias=None if grads.bias is None or bias is None else grads.bias.to(bias.dtype),
-    )
+def _softmax_in_place(
+    logits_RV: Tensor, context_RD: Tensor, weight: Tensor, bias: Tensor | None, target_R1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The log-probability of each row's target, and the logits turned into probabilities."""
+    target_logit_R = logits_RV.gather(1, target_R1).squeeze(1)
+    if logits_RV.device.type != "cpu":  # where looking at a value would make the host wait: two more passes, always
+        max_R = logits_RV.amax(dim=1)
+        prob_RV = torch.softmax(logits_RV, dim=1, out=logits_RV)
+        return target_logit_R - max_R + prob_RV.amax(dim=1).log(), prob_RV
+    prob_RV = torch.softmax(logits_RV, dim=1, out=logits_RV)
+    log_prob_R = prob_RV.gather(1, target_R1).squeeze(1).log()
+    # A probability that has left the range of normal numbers has lost its digits. The logits are gone, but those of the
+    # likeliest class can be had again for one dot product a row: lse = logit - log(prob).
+    limits = torch.finfo(prob_RV.dtype)
+    lost_R = (log_prob_R < torch.tensor(limits.tiny / limits.eps, dtype=torch.float64).log()).nonzero().squeeze(1)
+    if len(lost_R):
+        max_prob_R, best_R = prob_RV.max(dim=1)
+        best_R = best_R[lost_R]
+        products_RD = context_RD[lost_R].to(prob_RV.dtype) * weight[best_R].to(prob_RV.dtype)
+        max_R = products_RD.sum(1).to(weight.dtype).to(prob_RV.dtype)  # rounded as the matrix product was
+        if bias is not None:
+            max_R += bias[best_R]
+        log_prob_R[lost_R] = target_logit_R[lost_R] - max_R + max_prob_R[lost_R].log()
+    return log_prob_R, prob_RV
 
 
-def _refuse_second_derivative() -> None:
-    # Grad mode is on in backward only under create_graph; the result would have no graph, and a penalty on the gradient
-    # would vanish without a word. (once_differentiable notices only an upstream gradient that requires grad.)
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "the chunked mixture loss has no second derivative (create_graph=True); use implementation='reference'"
-        )
+def _kept_rows(posterior_bK: Tensor, token_weight_b1: Tensor, min_posterior: float) -> Tensor | None:
+    """The rows whose gradient counts; None where leaving the others out would not pay."""
+    if posterior_bK.device.type != "cpu":  # their number would make the host wait
+        return None
+    # Written so that NaN is kept.
+    left_out_bK = (posterior_bK < min_posterior) | (token_weight_b1 == 0)
+    kept_R = left_out_bK.logical_not_().view(-1).nonzero().squeeze(1)
+    return kept_R if len(kept_R) < COMPACT_BELOW * posterior_bK.numel() else None
 
 
-class _SummedLoss(torch.autograd.Function):
-    """Sum of the losses: every token has the same upstream gradient, so forward can compute all gradients once."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        context, prior_logits, weight, bias, target, ignore_index, options = arguments
-        needs = tuple(ctx.needs_input_grad[:4])
-        token_weight = (target != ignore_index).to(weight.dtype) if any(needs) else None
-        loss_N, grads = _walk(context, prior_logits, weight, bias, target, ignore_index, options, token_weight, needs)
-        ctx.save_for_backward(*_as_input_dtypes(grads, weight, bias))
-        return loss_N.sum()
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        _refuse_second_derivative()
-        scaled = [None if grad is None else grad * upstream.to(grad.dtype) for grad in ctx.saved_tensors]
-        return (*scaled, None, None, None)
+def _compact(rows_RV: Tensor, kept_R: Tensor) -> Tensor:
+    """The kept rows moved to the front, in place: a row only ever moves up, and the copies go from first to last."""
+    step = max(1, len(rows_RV) // 16)  # what one copy holds a second time
+    for start in range(0, len(kept_R), step):
+        moved_R = kept_R[start : start + step]
+        rows_RV[start : start + len(moved_R)] = rows_RV[moved_R]
+    return rows_RV[: len(kept_R)]
 
 
-class _TokenLosses(torch.autograd.Function):
-    """The loss of each token: upstream gradients differ by token and are known in backward only, so it recomputes."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        context, prior_logits, weight, bias, target, ignore_index, options = arguments
-        ctx.save_for_backward(context, prior_logits, weight, bias, target)
-        ctx.settings = (ignore_index, options)
-        loss_N, _ = _walk(
-            context, prior_logits, weight, bias, target, ignore_index, options, None, (False, False, False, False)
-        )
-        return loss_N
-
-    @staticmethod
-    def backward(ctx: Any, upstream_N: Tensor) -> Any:
-        _refuse_second_derivative()
-        context, prior_logits, weight, bias, target = ctx.saved_tensors
-        ignore_index, options = ctx.settings
-        token_weight = upstream_N * (target != ignore_index)
-        needs = tuple(ctx.needs_input_grad[:4])
-        _, grads = _walk(context, prior_logits, weight, bias, target, ignore_index, options, token_weight, needs)
-        return (*_as_input_dtypes(grads, weight, bias), None, None, None)
-
-
-def mixture_loss(
-    context: Tensor,
-    prior_logits: Tensor,
+def _add_products(
+    grad_RV: Tensor,
+    row_weight_R1: Tensor,
+    context_RD: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    ignore_index: int,
-    options: LossOptions,
-    summed: bool,
-) -> Tensor:
-    """Loss of each token (N) in nats, zero where ignored, or their sum.
-
-    Memory beside inputs: one block of ``options.block_bytes``, O(N * K), and the gradients. The sum keeps these from
-    forward to backward, which returns a scaled copy; single losses keep the inputs and walk twice.
-    """
-    arguments = (context, prior_logits, weight, bias, target, ignore_index, options)
-    result: Tensor
-    if summed and torch.is_grad_enabled():
-        result = _SummedLoss.apply(*arguments)  # type: ignore[no-untyped-call]
-        return result
-    # Without gradients forward must not compute any: needs_input_grad does not know of no_grad.
-    result = _TokenLosses.apply(*arguments)  # type: ignore[no-untyped-call]
-    return result.sum() if summed else result
+    grad_context_RD: Tensor | None,
+    grads: Gradients,
+) -> None:
+    """Write the gradient of the contexts, and add to those of weight and bias, from unweighted rows of the logits'."""
+    low_RV = grad_RV.to(weight.dtype)
+    if grad_context_RD is not None:
+        torch.mul(torch.mm(low_RV, weight), row_weight_R1.to(weight.dtype), out=grad_context_RD)
+    if grads.weight is not None:
+        scaled_RD = (context_RD * row_weight_R1).to(weight.dtype)
+        if grads.weight.dtype == weight.dtype:
+            grads.weight.addmm_(low_RV.t(), scaled_RD)
+        else:
+            grads.weight.add_(torch.mm(low_RV.t(), scaled_RD))
+    if grads.bias is not None:
+        grads.bias.add_(torch.mv(grad_RV.t(), row_weight_R1.squeeze(1)))
 
 
 def mixture_log_prob(
-    context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None, options: LossOptions
+    context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings
 ) -> Tensor:
     """Log-probabilities (N, V) of the mixture without (N, K, V). Not differentiable: the loss is what trains."""
     tokens, components, features = context.shape
-    classes = weight.shape[0]
-    dtype = _accumulation_dtype(weight.dtype)
-    block = min(options.tokens_per_block(components, classes, dtype.itemsize), max(tokens, 1))
+    classes, dtype = weight.shape[0], settings.accumulation_dtype
+    block = min(settings.tokens_per_block(components, classes), max(tokens, 1))
     log_prior_NK = torch.log_softmax(prior_logits.to(dtype), dim=-1)
     log_prob_NV = context.new_empty((tokens, classes), dtype=dtype)
     buffer_RV = context.new_empty((block * components, classes), dtype=dtype)

@@ -1,24 +1,59 @@
-"""What a caller may say about how the loss is computed, without changing what is computed."""
+"""What a caller may say about how the loss is computed."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from highrank.ops.walk import Settings
 
 __all__ = ["LossOptions"]
+
+# A block of 32 MiB stays in the last-level cache of a server CPU and is large enough for its matrix products to run at
+# full speed. A GPU needs larger products to fill its processors, and has no cache of that kind to stay in.
+DEFAULT_BLOCK_BYTES = MappingProxyType({"cpu": 32 * 2**20, "other": 256 * 2**20})
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """How ``mixture_cross_entropy`` spends memory.
+    """How ``mixture_cross_entropy`` spends memory, sums, and what it may leave out. None takes the default.
 
     block_bytes: size of the largest temporary, one block of logits (tokens_in_block * K, V). A block holds at least one
-    token. 32 MiB keeps a block inside the last-level cache of a server CPU and is large enough for its matrix products
-    to run at full speed.
+        token. Default: 32 MiB on a CPU, 256 MiB elsewhere.
+    accumulation_dtype: of logits, log-sum-exps, sums and the weight gradient while it is summed; float32 or float64 and
+        no shorter than the inputs'. Default: float32 for half precision, the inputs' own otherwise.
+    min_posterior: the posterior filter, which saves products on a CPU. A component whose posterior for a token is below
+        this may be left out of the gradients of context, weight and bias (never of the prior's): what a token loses is
+        at most 2 * (K - 1) * min_posterior of L1 norm in its logits' gradients, whose norm is up to 2. Tokens of weight
+        zero are left out in the same way, exactly. Default: eps / (2 * K) of the accumulation dtype, which keeps the
+        loss within the rounding of the sum; with an optimizer that divides by the gradient's size (Adam), a component
+        that is dead for every token then gets zero instead of next to nothing. 0 keeps every component.
     """
 
-    block_bytes: int = 32 * 2**20
+    block_bytes: int | None = None
+    accumulation_dtype: torch.dtype | None = None
+    min_posterior: float | None = None
 
     def __post_init__(self) -> None:
-        if self.block_bytes < 1:
+        if self.block_bytes is not None and self.block_bytes < 1:
             raise ValueError(f"block_bytes: expected a positive number of bytes, got {self.block_bytes}")
+        if self.accumulation_dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"accumulation_dtype: expected float32 or float64, got {self.accumulation_dtype}")
+        if self.min_posterior is not None and not 0 <= self.min_posterior < 1:
+            raise ValueError(f"min_posterior: expected a number from 0 to below 1, got {self.min_posterior}")
 
-    def tokens_per_block(self, num_components: int, num_classes: int, element_bytes: int) -> int:
-        return max(1, self.block_bytes // (num_components * num_classes * element_bytes))
+    def block_bytes_on(self, device_type: str) -> int:
+        if self.block_bytes is not None:
+            return self.block_bytes
+        return DEFAULT_BLOCK_BYTES["cpu" if device_type == "cpu" else "other"]
+
+    def settings(self, context: Tensor) -> Settings:
+        """Every default filled in for a context (*, K, D). Raises ValueError for sums shorter than its dtype."""
+        dtype = self.accumulation_dtype or torch.promote_types(context.dtype, torch.float32)
+        if torch.promote_types(dtype, context.dtype) != dtype:
+            raise ValueError(f"accumulation_dtype: expected at least {context.dtype} like the inputs, got {dtype}")
+        min_posterior = self.min_posterior
+        if min_posterior is None:
+            min_posterior = torch.finfo(dtype).eps / (2 * context.shape[-2])
+        return Settings(self.block_bytes_on(context.device.type), dtype, min_posterior)

@@ -1,17 +1,24 @@
 """Which implementation computes the loss."""
 
 from collections.abc import Callable
+from functools import partial
 from types import MappingProxyType
 
 from torch import Tensor
 
-from highrank.ops import chunked, reference
+from highrank.ops import chunked, operator, reference
 
 __all__ = ["IMPLEMENTATIONS", "choose"]
 
-Implementation = Callable[..., Tensor]
+Implementation = Callable[..., tuple[Tensor, Tensor]]
 
-IMPLEMENTATIONS = MappingProxyType({"reference": reference.mixture_loss, "chunked": chunked.mixture_loss})
+operator.WALKS["chunked"] = chunked.walk
+
+_TABLE: dict[str, Implementation] = {
+    "reference": reference.mixture_loss,
+    "chunked": partial(operator.fused_loss, implementation="chunked"),
+}
+IMPLEMENTATIONS = MappingProxyType(_TABLE)
 
 
 def choose(name: str) -> Implementation:

@@ -1,0 +1,202 @@
+"""The fused loss as PyTorch operators: what compilers, checkpointing and distributed wrappers see of it.
+
+Three operators, because what backward needs is known at different times:
+
+- ``highrank::mixture_loss_sum``: one upstream gradient for all tokens, so forward computes the gradients in its only
+  walk and keeps them (as much memory as the inputs that need one); backward scales them.
+- ``highrank::mixture_losses``: a loss for each token. Their upstream gradients are known in backward only, so forward
+  keeps its inputs and backward walks again: four matrix products instead of three.
+- ``highrank::mixture_gradients``: that second walk.
+
+Each has a fake implementation (shapes only), so that ``torch.compile`` traces through it without a graph break.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from highrank.ops.target import check_target
+from highrank.ops.walk import Gradients, Needs, Settings, Walk
+
+__all__ = ["fused_loss"]
+
+WALKS: dict[str, Walk] = {}  # filled by ops.table: the arguments of an operator can name a function but not carry it
+
+INPUTS = "Tensor context, Tensor prior_logits, Tensor weight, Tensor? bias, Tensor target"
+HOW = "int ignore_index, str implementation, int block_bytes, ScalarType accumulation_dtype, float min_posterior"
+NO_NEEDS = Needs(False, False, False, False)
+
+How = tuple[int, str, int, torch.dtype, float]
+
+
+def fused_loss(
+    context: Tensor,
+    prior_logits: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ignore_index: int,
+    settings: Settings,
+    summed: bool,
+    *,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    """The loss of each token (N), zero where ignored, or their sum; and the joint log-probabilities (N, K).
+
+    See ``ops.walk.Walk`` for shapes. Only the loss is differentiable.
+    """
+    how = (ignore_index, implementation, settings.block_bytes, settings.accumulation_dtype, settings.min_posterior)
+    inputs = (context, prior_logits, weight, bias)
+    _refuse_forward_mode(inputs)
+    if summed:
+        # Below autograd an operator cannot know what requires a gradient, and under no_grad nothing does.
+        needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
+        loss, joint_NK, *_ = _loss_sum(*inputs, target, *how, needs)
+        return loss, joint_NK
+    loss_N, joint_NK = _losses(*inputs, target, *how)
+    return loss_N, joint_NK
+
+
+def _walk(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    target: Tensor,
+    how: How,
+    token_weight: Tensor | None,
+    needs: Needs,
+) -> tuple[Tensor, Tensor, Gradients]:
+    """Loss (N), joint (N, K) and the gradients of ``sum(token_weight * loss)``."""
+    ignore_index, implementation, block_bytes, accumulation_dtype, min_posterior = how
+    settings = Settings(block_bytes, accumulation_dtype, min_posterior)
+    num_classes = inputs[2].shape[0]
+    check_target(target, num_classes, ignore_index)
+    counts_N = target != ignore_index
+    in_range_N = (target >= 0) & (target < num_classes)
+    wrong_N = counts_N & ~in_range_N  # where that was not looked at: such a token's loss and gradients are NaN
+    if token_weight is not None:
+        token_weight = token_weight.masked_fill(~counts_N, 0).masked_fill_(wrong_N, torch.nan)
+    safe_target_N = target.where(in_range_N, 0)
+    joint_NK, grads = WALKS[implementation](*inputs, safe_target_N, token_weight, needs, settings)
+    loss_N = -torch.logsumexp(joint_NK, dim=1)
+    loss_N.masked_fill_(wrong_N, torch.nan).masked_fill_(~counts_N, 0)  # whatever an ignored token holds, NaN included
+    return loss_N, joint_NK, grads
+
+
+def _outputs(grads: Gradients, inputs: tuple[Tensor | None, ...]) -> list[Tensor]:
+    """The gradients as an operator returns them: in the inputs' dtypes, empty where there is none."""
+    none = next(x for x in inputs if x is not None)
+    return [
+        none.new_empty(0) if grad is None or x is None else grad.to(x.dtype)
+        for grad, x in zip(grads, inputs, strict=True)
+    ]
+
+
+def _fake_outputs(needs: Needs, inputs: tuple[Tensor | None, ...]) -> list[Tensor]:
+    empty = (x.new_empty(x.shape) if x is not None and need else None for x, need in zip(inputs, needs, strict=True))
+    return _outputs(Gradients(*empty), inputs)
+
+
+def _refuse_second_derivative() -> None:
+    # Grad mode is on in backward only under create_graph; the result would have no graph, and a penalty on the gradient
+    # would vanish without a word.
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the fused mixture loss has no second derivative (create_graph=True); use implementation='reference'"
+        )
+
+
+def _refuse_forward_mode(inputs: tuple[Tensor | None, ...]) -> None:
+    # An operator without a rule for it would drop the tangents without a word.
+    if torch.compiler.is_compiling():
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in inputs):
+        raise RuntimeError("the fused mixture loss has no forward-mode derivative; use implementation='reference'")
+
+
+def _for_inputs(ctx: Any, grads: Any) -> tuple[Tensor | None, ...]:
+    """A gradient for every argument of an operator; None for those without."""
+    needs = ctx.needs_input_grad
+    wanted = (grad if need else None for grad, need in zip(grads, needs[:4], strict=True))
+    return (*wanted, *[None] * (len(needs) - 4))
+
+
+# One loss for all tokens ----------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op(
+    "highrank::mixture_loss_sum",
+    mutates_args=(),
+    schema=f"({INPUTS}, {HOW}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, target, how, needs = arguments[:4], arguments[4], arguments[5:10], Needs(*arguments[10])
+    token_weight = target.new_ones(target.shape, dtype=how[3]) if any(needs) else None
+    loss_N, joint_NK, grads = _walk(inputs, target, how, token_weight, needs)
+    return loss_N.sum(), joint_NK, *_outputs(grads, inputs)
+
+
+@_loss_sum.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, how, needs = arguments[:4], arguments[5:10], Needs(*arguments[10])
+    joint_NK = inputs[1].new_empty(inputs[1].shape, dtype=how[3])
+    return joint_NK.new_empty(()), joint_NK, *_fake_outputs(needs, inputs)
+
+
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[2:])
+
+
+def _scale_gradients(ctx: Any, upstream: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    _refuse_second_derivative()
+    return _for_inputs(ctx, [grad * upstream.to(grad.dtype) for grad in ctx.saved_tensors])
+
+
+_loss_sum.register_autograd(_scale_gradients, setup_context=_keep_gradients)
+
+
+# A loss for each token ------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("highrank::mixture_losses", mutates_args=(), schema=f"({INPUTS}, {HOW}) -> (Tensor, Tensor)")
+def _losses(*arguments: Any) -> tuple[Tensor, Tensor]:
+    loss_N, joint_NK, _ = _walk(arguments[:4], arguments[4], arguments[5:], None, NO_NEEDS)
+    return loss_N, joint_NK
+
+
+@_losses.register_fake
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    prior_logits, target, how = arguments[1], arguments[4], arguments[5:]
+    joint_NK = prior_logits.new_empty(prior_logits.shape, dtype=how[3])
+    return joint_NK.new_empty(target.shape), joint_NK
+
+
+@torch.library.custom_op(
+    "highrank::mixture_gradients",
+    mutates_args=(),
+    schema=f"({INPUTS}, {HOW}, Tensor token_weight, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _gradients(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, target, how, token_weight, needs = arguments[:4], arguments[4], arguments[5:10], *arguments[10:]
+    _, _, grads = _walk(inputs, target, how, token_weight, Needs(*needs))
+    return tuple(_outputs(grads, inputs))
+
+
+@_gradients.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(_fake_outputs(Needs(*arguments[-1]), arguments[:4]))
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs[:5])
+    ctx.how = inputs[5:]
+
+
+def _walk_again(ctx: Any, upstream_N: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    _refuse_second_derivative()
+    return _for_inputs(ctx, _gradients(*ctx.saved_tensors, *ctx.how, upstream_N, list(ctx.needs_input_grad[:4])))
+
+
+_losses.register_autograd(_walk_again, setup_context=_keep_inputs)

@@ -1,0 +1,60 @@
+"""What a fused implementation computes: one walk over blocks of tokens that gives the loss and its gradients."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Gradients", "Needs", "Settings", "Walk"]
+
+
+class Needs(NamedTuple):
+    """Which inputs want a gradient."""
+
+    context: bool
+    prior_logits: bool
+    weight: bool
+    bias: bool
+
+
+class Gradients(NamedTuple):
+    """d(sum of weighted losses) for each input; None for one that was not asked for."""
+
+    context: Tensor | None
+    prior_logits: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``LossOptions`` with every default filled in for the inputs at hand."""
+
+    block_bytes: int
+    accumulation_dtype: torch.dtype
+    min_posterior: float
+
+    def tokens_per_block(self, num_components: int, num_classes: int) -> int:
+        return max(1, self.block_bytes // (num_components * num_classes * self.accumulation_dtype.itemsize))
+
+
+class Walk(Protocol):
+    def __call__(
+        self,
+        context: Tensor,
+        prior_logits: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        token_weight: Tensor | None,
+        needs: Needs,
+        settings: Settings,
+    ) -> tuple[Tensor, Gradients]:
+        """The joint log-probabilities (N, K) and the gradients of ``sum(token_weight * loss)``.
+
+        joint[n, k] = log P(component k, target n), so a token's loss is ``-logsumexp(joint)`` and its posterior
+        ``softmax(joint)``. context (N, K, D), prior_logits (N, K), weight (V, D), bias (V), target (N) all within
+        0..V-1, token_weight (N) or None where no gradient is asked for. The result has ``accumulation_dtype``; the
+        gradients of weight and bias too, those of context and prior_logits have their input's.
+        """
