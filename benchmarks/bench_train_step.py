@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import in_turn, peak_rss_bytes, save, summary
+from benchmarks.harness import Worker, in_turn, peak_rss_bytes, save, summary
 from benchmarks.textbook import TextbookModel, accumulated_step
 from highrank.data import find_corpus, load_corpus
 from highrank.data.batches import Columns
@@ -82,34 +82,18 @@ def textbook_step(config: Config, vocab_size: int, columns: Columns) -> Step:
     return step
 
 
-def three_steps(make: str, recipe: str, data: str | None) -> None:
-    """For the measurement of memory: a step, a second one when gradients and state are there, and a third."""
-    step = make_steps(recipe, data)[make]
-    for _ in range(3):
-        step()
-
-
-def make_steps(recipe: str, data: str | None) -> dict[str, Step]:
+def make_step(candidate: str, recipe: str, data: str | None) -> Step:
     config = read_config(find_recipe(recipe))
     corpus = load_corpus(find_corpus(config.data.corpus, data))
     columns = Columns(corpus.tokens["train"], config.train.batch)
     torch.manual_seed(config.train.seed)
-    makers = {"highrank": our_step, "textbook": textbook_step}
-    return {name: LazyStep(partial(make, config, len(corpus.vocabulary), columns)) for name, make in makers.items()}
+    make = {"highrank": our_step, "textbook": textbook_step}[candidate]
+    return make(config, len(corpus.vocabulary), columns)
 
 
-class LazyStep:
-    """Makes its model when first called, so that a process that measures one holds one."""
-
-    def __init__(self, make: Callable[[], Step]) -> None:
-        self.make: Callable[[], Step] = make
-        self.step: Step | None = None
-        self.losses: list[float] = []
-
-    def __call__(self) -> float:
-        self.step = self.step or self.make()
-        self.losses.append(self.step())
-        return self.losses[-1]
+def make_nothing() -> Callable[[], None]:
+    """What Python, PyTorch and this file cost by themselves."""
+    return lambda: None
 
 
 def main() -> None:
@@ -118,28 +102,43 @@ def main() -> None:
     parser.add_argument("--data", help="the folder of the corpus")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    steps = make_steps(arguments.recipe, arguments.data)
-    times = {name: summary(seconds) for name, seconds in in_turn(steps, arguments.repeats).items()}
-    peaks = {name: peak_rss_bytes(partial(three_steps, name, arguments.recipe, arguments.data)) for name in steps}
-    idle = peak_rss_bytes(_nothing)
+
+    # Imported here because importing it sets what it says, which the textbook's process must not do.
+    from highrank.cli.environment import DEFAULTS
+
+    # Each in a process of its own, for its own memory and environment: ours as the command line sets it, the textbook
+    # as PyTorch comes, and, to show what the environment alone does, the textbook in ours.
+    as_it_comes = dict.fromkeys(DEFAULTS)
+    environments = {"highrank": DEFAULTS, "textbook": as_it_comes, "textbook, our environment": DEFAULTS}
+    workers = {
+        name: Worker(partial(make_step, name.partition(",")[0], arguments.recipe, arguments.data), environment)
+        for name, environment in environments.items()
+    }
+    losses: dict[str, list[float]] = {name: [] for name in workers}
+    steps = {name: partial(keep_loss, worker, losses[name]) for name, worker in workers.items()}
+    times = {name: summary(seconds) for name, seconds in in_turn(steps, arguments.repeats, warm_up=2).items()}
+    peaks = {name: worker.close() for name, worker in workers.items()}
+    ours, textbook = "highrank", "textbook"
     result = {
         "recipe": arguments.recipe,
         "repeats": arguments.repeats,
+        "environment": dict(DEFAULTS),
         "step": times,
-        "loss_nats_by_step": {name: step.losses for name, step in steps.items()},
+        "loss_nats_by_step": losses,
         "peak_rss_bytes": peaks,
-        "idle_rss_bytes": idle,
-        "times_faster": times["textbook"]["median_s"] / times["highrank"]["median_s"],
-        "share_of_memory": peaks["highrank"] / peaks["textbook"],
+        "idle_rss_bytes": peak_rss_bytes(make_nothing),
+        "times_faster": {name: times[name]["median_s"] / times[ours]["median_s"] for name in times if name != ours},
+        "share_of_memory": peaks[ours] / peaks[textbook],
     }
     path = save(f"{Path(__file__).stem}.{arguments.recipe}", result)
-    for name in steps:
-        print(f"{name:10} {times[name]['median_s']:.2f} s a step, peak {peaks[name] / 2**20:,.0f} MiB")
-    print(f"{result['times_faster']:.2f} times faster, {100 * result['share_of_memory']:.0f}% of the memory -> {path}")
+    for name in workers:
+        print(f"{name:26} {times[name]['median_s']:.2f} s a step, peak {peaks[name] / 2**20:,.0f} MiB")
+    ratio = times[textbook]["median_s"] / times[ours]["median_s"]
+    print(f"{ratio:.2f} times faster, {100 * result['share_of_memory']:.0f}% of the memory -> {path}")
 
 
-def _nothing() -> None:
-    """What Python, PyTorch and this file cost by themselves."""
+def keep_loss(step: Callable[[], float], losses: list[float]) -> None:
+    losses.append(step())
 
 
 if __name__ == "__main__":

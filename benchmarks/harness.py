@@ -1,5 +1,6 @@
 """What every benchmark shares: timing candidates in turn, peak memory in processes of their own, one JSON a run."""
 
+import gc
 import json
 import os
 import platform
@@ -7,17 +8,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from highrank import __version__
 from highrank.files import write_text
 
-__all__ = ["in_turn", "peak_rss_bytes", "save", "summary"]
+__all__ = ["Memory", "Worker", "in_turn", "memory_of", "peak_rss_bytes", "save", "summary"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -45,23 +47,90 @@ def summary(seconds: list[float]) -> dict[str, float]:
     return {"median_s": statistics.median(ordered), **{f"{name}_s": value for name, value in quantiles.items()}}
 
 
-def peak_rss_bytes(call: Callable[[], object]) -> int:
-    """The largest resident size of a fresh process that makes this call (a picklable one) and nothing else. Linux."""
-    context = get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report_peak, args=(call, sender))
-    process.start()
-    try:
-        return int(receiver.recv())
-    finally:
-        process.join()
+class Memory(NamedTuple):
+    """What the CPU allocator was asked for: the most that was held at once beyond the start, and the largest piece."""
+
+    peak_bytes: int
+    largest_bytes: int
 
 
-def _report_peak(call: Callable[[], object], sender: Any) -> None:
-    call()
+def memory_of(call: Callable[[], object]) -> Memory:
+    """Every allocation of ``call``, those inside PyTorch's own operations included, in this process."""
+    gc.collect()
+    # The profiler cannot be fooled by views or by in-place operations: it hears of it from the allocator itself.
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        kept = call()
+    events = sorted(
+        (event.start_ns(), index, event.nbytes())
+        for index, event in enumerate(profile.kineto_results.events())
+        if event.name() == "[memory]"
+    )
+    assert events, "nothing was allocated: the measurement does not work"
+    del kept
+    held, peak, largest = 0, 0, 0
+    for _, _, nbytes in events:
+        held += nbytes
+        peak, largest = max(peak, held), max(largest, nbytes)
+    return Memory(peak, largest)
+
+
+class Worker:
+    """A process of its own for one candidate: called again and again, with its own environment and peak memory.
+
+    ``make`` (picklable) is called there and returns what is called for each measurement.
+    """
+
+    def __init__(
+        self, make: Callable[[], Callable[[], object]], environment: Mapping[str, str | None] | None = None
+    ) -> None:
+        context = get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(make, theirs))
+        with _environment(environment or {}):
+            self._process.start()
+        theirs.close()
+
+    def __call__(self) -> Any:
+        self._connection.send("call")
+        return self._connection.recv()
+
+    def close(self) -> int:
+        """Ends the process; returns the largest resident size that it had, in bytes. Linux."""
+        self._connection.send("close")
+        peak = int(self._connection.recv())
+        self._process.join()
+        return peak
+
+
+def _serve(make: Callable[[], Callable[[], object]], connection: Any) -> None:
+    call = make()
+    while connection.recv() == "call":
+        connection.send(call())
     # Not getrusage: on Linux a new process begins with its parent's maximum.
     status = Path("/proc/self/status").read_text()
-    sender.send(next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")))
+    connection.send(next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")))
+
+
+@contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """What a process started inside finds (None: not set). For libraries that read it once, when they are loaded."""
+    before = dict(os.environ)
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def peak_rss_bytes(make: Callable[[], Callable[[], object]]) -> int:
+    """The largest resident size of a fresh process that makes one call and nothing else."""
+    worker = Worker(make)
+    worker()
+    return worker.close()
 
 
 def save(name: str, result: Mapping[str, Any]) -> Path:

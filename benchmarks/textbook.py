@@ -116,10 +116,18 @@ class TextbookModel(nn.Module):
     def log_prob(self, hidden: Tensor) -> Tensor:
         """The mixture: hidden (T, B, H) -> log-probabilities (T*B, V)."""
         context = shared_dropout(self.latent(hidden), 0, self.dropoutl, self.training)  # (T, B, K*D)
-        logits = self.decoder(context.reshape(-1, self.n_experts, self.emsize))  # (N, K, V)
-        prior = self.prior(hidden).reshape(-1, self.n_experts).softmax(-1)  # (N, K)
-        prob = (logits.softmax(-1) * prior.unsqueeze(-1)).sum(1)  # (N, V)
-        return torch.log(prob + self.epsilon)
+        context = context.reshape(-1, self.n_experts, self.emsize)
+        prior_logits = self.prior(hidden).reshape(-1, self.n_experts)
+        return mixture_log_prob(context, prior_logits, self.decoder.weight, self.decoder.bias, self.epsilon)
+
+
+def mixture_log_prob(
+    context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float = 1e-8
+) -> Tensor:
+    """context (N, K, D), prior_logits (N, K), weight (V, D), bias (V) -> (N, V)."""
+    logits = F.linear(context, weight, bias)  # (N, K, V)
+    prob = (logits.softmax(-1) * prior_logits.softmax(-1).unsqueeze(-1)).sum(1)  # (N, V)
+    return torch.log(prob + epsilon)
 
 
 def detach_hidden(hidden: Hidden) -> Hidden:

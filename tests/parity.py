@@ -1,7 +1,6 @@
 """What every implementation of the mixture's loss must hold: problems, the one table of margins, shared assertions."""
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -159,33 +158,6 @@ def assert_no_worse_than_naive(problem: Problem, implementation: str, reduction:
     for name, (mine, simple, true) in pairs.items():
         allowed = error(simple, true) + MARGIN[dtype]
         assert error(mine, true) <= allowed, f"{name} {reduction}: error {error(mine, true):.3g}, allowed {allowed:.3g}"
-
-
-class Memory(NamedTuple):
-    """What the CPU allocator was asked for: the most that was held at once beyond the start, and the largest piece."""
-
-    peak_bytes: int
-    largest_bytes: int
-
-
-def memory_of(call: Callable[[], object]) -> Memory:
-    """Every allocation of ``call``, those inside PyTorch's own operations included, in this process."""
-    gc.collect()
-    # The profiler cannot be fooled by views or by in-place operations: it hears of it from the allocator itself.
-    with torch.autograd.profiler.profile(profile_memory=True) as profile:
-        kept = call()
-    events = sorted(
-        (event.start_ns(), index, event.nbytes())
-        for index, event in enumerate(profile.kineto_results.events())
-        if event.name() == "[memory]"
-    )
-    assert events, "nothing was allocated: the measurement does not work"
-    del kept
-    held, peak, largest = 0, 0, 0
-    for _, _, nbytes in events:
-        held += nbytes
-        peak, largest = max(peak, held), max(largest, nbytes)
-    return Memory(peak, largest)
 
 
 # Two models of the same mathematics -----------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import textbook
+from benchmarks.harness import memory_of
 from highrank.errors import UserError
 from highrank.evaluate import Evaluation, evaluate
 from highrank.models import Dropout
-from tests.parity import memory_of, small_model, textbook_twin
+from tests.parity import small_model, textbook_twin
 
 
 def text(length: int, seed: int = 1) -> NDArray[np.int32]:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import highrank
+from benchmarks.harness import memory_of
 from highrank.heads import Head, MixtureOfContexts, MixtureOfSoftmaxes, Softmax
-from tests.parity import REDUCTIONS, default_dtype, memory_of
+from tests.parity import REDUCTIONS, default_dtype
 
 MakeHead = Callable[..., Head]
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.harness import memory_of
 from highrank.functional import LossOptions, mixture_cross_entropy, mixture_log_prob
 from highrank.ops import IMPLEMENTATIONS
 from tests.parity import (
@@ -17,7 +18,6 @@ from tests.parity import (
     assert_same,
     error,
     make_problem,
-    memory_of,
     solve,
     subsets,
 )

@@ -1,9 +1,7 @@
 """The fused loss as a PyTorch operator: compilers, checkpointing, distributed wrappers, and what is refused."""
 
 import math
-import os
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,9 +143,8 @@ def test_forward_mode_is_refused(reduction: str) -> None:
 # Real workers ---------------------------------------------------------------------------------------------------------
 
 
-def work(rank: int, world: int, port: int, wrapper: str, reduction: str, results: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+def work(rank: int, world: int, wrapper: str, reduction: str, results: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{results}.store", rank=rank, world_size=world)
     try:
         _, model = twins(reduction)
         x, target = batch(12)
@@ -168,6 +165,7 @@ def work(rank: int, world: int, port: int, wrapper: str, reduction: str, results
             assert grad is not None
             found[name] = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
         torch.save(found, f"{results}.{rank}")
+        torch.distributed.barrier()  # who leaves first would take the connection away from the other
     finally:
         torch.distributed.destroy_process_group()
 
@@ -175,10 +173,7 @@ def work(rank: int, world: int, port: int, wrapper: str, reduction: str, results
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_two_workers_have_the_gradients_of_one(wrapper: str, reduction: str, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (2, port, wrapper, reduction, str(tmp_path / "gradients")), nprocs=2)
+    mp.spawn(work, (2, wrapper, reduction, str(tmp_path / "gradients")), nprocs=2)
     model, _ = twins("mean")
     model(*batch(12)).backward()
     expected = {name: p.grad for name, p in model.named_parameters()}

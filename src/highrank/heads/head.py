@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from highrank.functional import mixture_cross_entropy, mixture_log_prob
+from highrank.functional import LossOptions, mixture_cross_entropy, mixture_log_prob
 
 __all__ = ["Components", "Head", "check_sizes"]
 
@@ -22,14 +22,18 @@ class Head(nn.Module, ABC):
     """An output layer over ``num_classes`` classes.
 
     weight (V, D) and bias (V) are the output embedding; ``tie(embedding.weight)`` shares the first with an input
-    embedding. A subclass says how hidden states become components; it overrides nothing else.
+    embedding, and ``options`` say how its loss is computed. A subclass says how hidden states become components; it
+    overrides nothing else.
     """
 
-    def __init__(self, num_classes: int, context_features: int, *, bias: bool = True) -> None:
+    def __init__(
+        self, num_classes: int, context_features: int, *, bias: bool = True, options: LossOptions | None = None
+    ) -> None:
         super().__init__()
         check_sizes(num_classes=num_classes, context_features=context_features)
         self.num_classes = num_classes
         self.context_features = context_features
+        self.options = options
         self.weight = nn.Parameter(torch.empty(num_classes, context_features))
         self.bias = nn.Parameter(torch.zeros(num_classes)) if bias else None
         nn.init.uniform_(self.weight, -0.1, 0.1)
@@ -55,13 +59,14 @@ class Head(nn.Module, ABC):
             bias=self.bias,
             ignore_index=ignore_index,
             reduction=reduction,
+            options=self.options,
         )
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Normalised log-probabilities (*, V). Not differentiable."""
         with torch.no_grad():
             context, prior_logits = self.components(hidden)
-        return mixture_log_prob(context, prior_logits, self.weight, bias=self.bias)
+        return mixture_log_prob(context, prior_logits, self.weight, bias=self.bias, options=self.options)
 
     def predict(self, hidden: Tensor) -> Tensor:
         """The most probable class (*) of each hidden state."""

@@ -5,6 +5,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from highrank.functional import LossOptions
 from highrank.heads.head import Components, Head, check_sizes
 
 __all__ = ["MixtureOfSoftmaxes"]
@@ -28,9 +29,12 @@ class MixtureOfSoftmaxes(Head):
         context_features: int | None = None,
         bias: bool = True,
         context_dropout: nn.Module | None = None,
+        options: LossOptions | None = None,
     ) -> None:
         check_sizes(in_features=in_features, num_components=num_components)
-        super().__init__(num_classes, in_features if context_features is None else context_features, bias=bias)
+        super().__init__(
+            num_classes, in_features if context_features is None else context_features, bias=bias, options=options
+        )
         self.num_components = num_components
         self.prior = nn.Linear(in_features, num_components, bias=False)
         self.projection = nn.Linear(in_features, num_components * self.context_features)

@@ -5,6 +5,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from highrank.functional import LossOptions
 from highrank.heads.head import Components, Head, check_sizes
 
 __all__ = ["Softmax"]
@@ -27,9 +28,12 @@ class Softmax(Head):
         context_features: int | None = None,
         bias: bool = True,
         context_dropout: nn.Module | None = None,
+        options: LossOptions | None = None,
     ) -> None:
         check_sizes(in_features=in_features)
-        super().__init__(num_classes, in_features if context_features is None else context_features, bias=bias)
+        super().__init__(
+            num_classes, in_features if context_features is None else context_features, bias=bias, options=options
+        )
         self.projection = None if context_features is None else nn.Linear(in_features, context_features)
         self.context_dropout = context_dropout or nn.Identity()
 

@@ -145,12 +145,25 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # or backward gets zeros as large as the gradients, for outputs that have none
     ctx.save_for_backward(*output[2:])
 
 
-def _scale_gradients(ctx: Any, upstream: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _scale_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return (None,) * len(ctx.needs_input_grad)
     _refuse_second_derivative()
+    # A tracer's tensors are of another type: what it records must not write into what it saved.
+    if type(upstream) is Tensor and _is_last_backward():  # nobody else has seen these tensors, and nobody will
+        return _for_inputs(ctx, [grad.mul_(upstream.to(grad.dtype)) for grad in ctx.saved_tensors])
     return _for_inputs(ctx, [grad * upstream.to(grad.dtype) for grad in ctx.saved_tensors])
+
+
+def _is_last_backward() -> bool:
+    """Will the graph be freed after this pass? False where that cannot be known."""
+    # What PyTorch's own compiled backward asks before it writes into what it saved; absent, a copy is made.
+    keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return keeps_graph is not None and not keeps_graph()
 
 
 _loss_sum.register_autograd(_scale_gradients, setup_context=_keep_gradients)
@@ -190,11 +203,14 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:5])
     ctx.how = inputs[5:]
 
 
-def _walk_again(ctx: Any, upstream_N: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _walk_again(ctx: Any, upstream_N: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream_N is None:
+        return (None,) * len(ctx.needs_input_grad)
     _refuse_second_derivative()
     return _for_inputs(ctx, _gradients(*ctx.saved_tensors, *ctx.how, upstream_N, list(ctx.needs_input_grad[:4])))
 

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from highrank.functional import LossOptions
 from highrank.heads import Head, MixtureOfContexts, MixtureOfSoftmaxes, Softmax
 from highrank.models import AWDLSTM, LanguageModel, LockedDropout
 from highrank.random import derived_seed
@@ -41,6 +42,7 @@ def parameter_count(config: Config, vocab_size: int) -> int:
 def _build_head(config: Config, vocab_size: int) -> Head:
     model = config.model
     context_dropout: nn.Module = LockedDropout(config.dropout.context)
+    options = LossOptions(min_posterior=config.train.min_posterior or None)
     if model.head == "softmax":
         same = model.last_hidden_features == model.embedding_features
         return Softmax(
@@ -48,6 +50,7 @@ def _build_head(config: Config, vocab_size: int) -> Head:
             vocab_size,
             context_features=None if same else model.embedding_features,
             context_dropout=None if same else context_dropout,
+            options=options,
         )
     mixture = MixtureOfContexts if model.head == "mixture-of-contexts" else MixtureOfSoftmaxes
     return mixture(
@@ -56,4 +59,5 @@ def _build_head(config: Config, vocab_size: int) -> Head:
         num_components=model.num_components,
         context_features=model.embedding_features,
         context_dropout=context_dropout,
+        options=options,
     )

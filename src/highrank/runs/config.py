@@ -66,7 +66,8 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """batch columns, walked in micro-batches of ``micro_batch`` columns (0: all at once); segments of about ``bptt``;
     ``lr`` for a segment of length bptt; gradient norm clipped at ``clip``; ``alpha`` and ``beta`` weigh the activation
     and temporal activation penalties; averaging starts when the validation loss is above the best of all but the last
-    ``nonmono`` values, or at ``average_from`` (an epoch; 0: never by date)."""
+    ``nonmono`` values, or at ``average_from`` (an epoch; 0: never by date). ``min_posterior`` is the loss's posterior
+    filter (0: only what is below rounding; see ``highrank.LossOptions``)."""
 
     seed: Annotated[int, Meta(ge=0)] = 1111
     epochs: Count = 1000
@@ -81,6 +82,7 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     beta: NotNegative = 1.0
     nonmono: Count = 5
     average_from: Annotated[int, Meta(ge=0)] = 0
+    min_posterior: Probability = 0.0
     valid_batch: Count = 10
 
 

@@ -19,7 +19,7 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float, *, averagin
     """
     if averaging:
         return torch.optim.ASGD(model.parameters(), lr=lr, t0=0, lambd=0.0, weight_decay=weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=lr, weight_decay=weight_decay)
+    return torch.optim.SGD(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def is_stalled(history: Sequence[float], loss: float, nonmono: int) -> bool:

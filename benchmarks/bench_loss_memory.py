@@ -1,0 +1,73 @@
+"""How much memory do the loss and its gradients take beyond the inputs and the gradients themselves?"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.bench_loss_speed import forward_and_backward
+from benchmarks.harness import memory_of, save
+from benchmarks.losses import CPU_SIZES, GPU_SIZES, Case, Loss, Size, candidates, make_case
+
+
+def working_bytes(loss: Loss, case: Case) -> int:
+    """The most that one call holds, by the allocator's own count, less the gradients that it leaves."""
+    if case.context.is_cuda:
+        forward_and_backward(loss, case)  # what libraries keep for themselves is there before
+        for leaf in case.leaves:
+            leaf.grad = None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        forward_and_backward(loss, case)
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        for leaf in case.leaves:
+            leaf.grad = None
+        peak = memory_of(lambda: forward_and_backward(loss, case)).peak_bytes
+    return peak - case.bytes_of_gradients
+
+
+def measure(size: Size, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, loss in candidates(size, device).items():
+        try:
+            found[name] = working_bytes(loss, make_case(size, dtype, device))
+        except torch.OutOfMemoryError as error:  # a result, not a reason to stop
+            found[name] = f"out of memory: {str(error).splitlines()[0]}"
+            torch.cuda.empty_cache()
+    return {
+        "size": vars(size),
+        "dtype": str(dtype).removeprefix("torch."),
+        "bytes_of_gradients": make_case(size, dtype, device).bytes_of_gradients,
+        "bytes_of_logits": size.bytes_of_logits,
+        "working_bytes": found,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    sizes = CPU_SIZES if arguments.device == "cpu" else GPU_SIZES
+    dtypes = [torch.float32] if arguments.device == "cpu" else [torch.float32, torch.bfloat16]
+    results = {}
+    for name, size in sizes.items():
+        for dtype in dtypes:
+            result = measure(size, dtype, arguments.device)
+            results[f"{name}.{result['dtype']}"] = result
+            mib = 2**20
+            print(
+                f"\n{name}, {result['dtype']}: (N, K, V) in float32 is {size.bytes_of_logits / mib:,.0f} MiB, "
+                f"the gradients are {result['bytes_of_gradients'] / mib:,.0f} MiB; beside them"
+            )
+            for candidate, used in result["working_bytes"].items():
+                print(f"  {candidate:30} {used if isinstance(used, str) else f'{used / mib:10,.0f} MiB'}")
+    path = save(f"{Path(__file__).stem}.{arguments.device}", {"results": results})
+    print(f"\n-> {path}")
+
+
+if __name__ == "__main__":
+    main()

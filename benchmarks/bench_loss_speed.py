@@ -1,0 +1,101 @@
+"""How long do the loss and its gradients take, beside the textbook's, other libraries', and the bare products?"""
+
+import argparse
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import in_turn, save, summary
+from benchmarks.losses import CPU_SIZES, GPU_SIZES, Case, Loss, Size, candidates, make_case, products
+
+
+def forward_and_backward(loss: Loss, case: Case) -> None:
+    for leaf in case.leaves:
+        leaf.grad = None
+    loss(case).backward()
+
+
+def large_product(device: str, dtype: torch.dtype, rows: int = 3072) -> Callable[[], object]:
+    """What this machine calls full speed: a square product that is too large for launches or edges to matter."""
+    a, b = (torch.randn(rows, rows, device=device, dtype=dtype) for _ in range(2))
+    return lambda: torch.mm(a, b)
+
+
+def measure(size: Size, dtype: torch.dtype, device: str, repeats: int, *, compiled: bool) -> dict[str, Any]:
+    case = make_case(size, dtype, device)
+    square = 3072 if device == "cpu" else 8192
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(forward_and_backward, loss, case)
+        for name, loss in candidates(size, device, compiled=compiled).items()
+    }
+    failed = {}
+    for name, call in list(calls.items()):
+        try:
+            call()
+        except torch.OutOfMemoryError as error:  # a result, not a reason to stop
+            failed[name] = f"out of memory: {str(error).splitlines()[0]}"
+            del calls[name]
+            torch.cuda.empty_cache()
+    calls["three products"] = products(case, None if device != "cpu" else max(1, 2**23 // size.classes))
+    calls["large product"] = large_product(device, dtype, square)
+    times = {name: summary(seconds) for name, seconds in in_turn(calls, repeats).items()}
+    peak_rate = 2 * square**3 / times["large product"]["median_s"]
+    ours = min((name for name in times if name.startswith("highrank")), key=lambda name: times[name]["median_s"])
+    rates = {name: size.operations / value["median_s"] for name, value in times.items() if name != "large product"}
+    return {
+        "size": vars(size),
+        "dtype": str(dtype).removeprefix("torch."),
+        "times": times,
+        "failed": failed,
+        "operations": size.operations,
+        "operations_per_s": rates | {"large product": peak_rate},
+        "fastest_of_ours": ours,
+        "share_of_large_product": rates[ours] / peak_rate,
+        "times_faster": {name: times[name]["median_s"] / times[ours]["median_s"] for name in rates if name != ours},
+    }
+
+
+def show(name: str, result: dict[str, Any]) -> None:
+    size = result["size"]
+    print(
+        f"\n{name}: N={size['tokens']:,} K={size['components']} D={size['features']} V={size['classes']:,}, "
+        f"{result['dtype']}"
+    )
+    for candidate, value in result["times"].items():
+        faster = result["times_faster"].get(candidate)
+        ratio = "" if faster is None else f"{faster:7.2f} x ours"
+        rate = result["operations_per_s"][candidate] / 1e9
+        print(f"  {candidate:30} {1000 * value['median_s']:10.2f} ms {rate:9,.0f} GFLOP/s {ratio}")
+    for candidate, why in result["failed"].items():
+        print(f"  {candidate:30} {why}")
+    print(f"  {result['fastest_of_ours']}: {100 * result['share_of_large_product']:.0f}% of the large product's rate")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--sizes", nargs="*", help="names from benchmarks/losses.py; default: all")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the textbook too (needs a compiler)")
+    arguments = parser.parse_args()
+    if arguments.compile and not shutil.which("g++"):
+        parser.error("--compile: no g++ found")
+
+    sizes = CPU_SIZES if arguments.device == "cpu" else GPU_SIZES
+    dtypes = [torch.float32] if arguments.device == "cpu" else [torch.float32, torch.bfloat16]
+    results = {}
+    for name in arguments.sizes or sizes:
+        for dtype in dtypes:
+            key = f"{name}.{str(dtype).removeprefix('torch.')}"
+            results[key] = measure(sizes[name], dtype, arguments.device, arguments.repeats, compiled=arguments.compile)
+            show(name, results[key])
+    path = save(f"{Path(__file__).stem}.{arguments.device}", {"repeats": arguments.repeats, "results": results})
+    print(f"\n-> {path}")
+
+
+if __name__ == "__main__":
+    main()

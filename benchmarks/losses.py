@@ -1,0 +1,173 @@
+"""The losses that benchmarks compare: ours, the textbook's, and, for one component, those of other libraries.
+
+A candidate takes a ``Case`` and returns a scalar; the sizes are named after what has them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.textbook import mixture_log_prob
+from highrank import LossOptions, mixture_cross_entropy
+from highrank.ops import IMPLEMENTATIONS
+
+__all__ = ["CPU_SIZES", "GPU_SIZES", "Case", "Size", "candidates", "make_case", "products"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """tokens N, components K, features D, classes V."""
+
+    tokens: int
+    components: int
+    features: int
+    classes: int
+
+    @property
+    def operations(self) -> int:
+        """Of the three matrix products: logits, gradient of the contexts, gradient of the weight."""
+        return 6 * self.tokens * self.components * self.features * self.classes
+
+    @property
+    def bytes_of_logits(self) -> int:
+        """What a program that stores (N, K, V) in float32 stores once."""
+        return 4 * self.tokens * self.components * self.classes
+
+
+CPU_SIZES = MappingProxyType(
+    {
+        "penn": Size(840, 15, 280, 10_000),  # 12 columns of 70
+        "wikitext-2": Size(350, 15, 300, 33_278),  # 5 columns of 70
+        "one-softmax": Size(2048, 1, 768, 32_000),
+    }
+)
+GPU_SIZES = MappingProxyType(
+    {
+        "penn": Size(840, 15, 280, 10_000),
+        "wikitext-2": Size(1050, 15, 300, 33_278),  # 15 columns of 70
+        "gpt2": Size(8192, 4, 768, 50_257),
+        "llama3": Size(8192, 1, 4096, 128_256),
+    }
+)
+
+
+@dataclass
+class Case:
+    """Inputs whose gradients are asked for, in one dtype on one device."""
+
+    context: Tensor  # (N, K, D)
+    prior_logits: Tensor  # (N, K)
+    weight: Tensor  # (V, D)
+    bias: Tensor  # (V)
+    target: Tensor  # (N)
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        return self.context, self.prior_logits, self.weight, self.bias
+
+    @property
+    def bytes_of_gradients(self) -> int:
+        return sum(leaf.numel() * leaf.element_size() for leaf in self.leaves)
+
+
+def make_case(size: Size, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Case:
+    """Contexts after a tanh, the weight of a fresh model."""
+    generator = torch.Generator().manual_seed(seed)
+    n, k, d, v = size.tokens, size.components, size.features, size.classes
+    tensors = (
+        torch.randn(n, k, d, generator=generator).tanh_(),
+        torch.randn(n, k, generator=generator),
+        torch.rand(v, d, generator=generator).sub_(0.5).mul_(0.2),
+        torch.zeros(v),
+    )
+    leaves = (x.to(device, dtype).requires_grad_() for x in tensors)
+    return Case(*leaves, torch.randint(v, (n,), generator=generator).to(device))
+
+
+Loss = Callable[[Case], Tensor]
+
+
+def candidates(size: Size, device: str, *, compiled: bool = False) -> dict[str, Loss]:
+    """By name. Losses of one softmax where there is one; those of other libraries where they are installed."""
+    found: dict[str, Loss] = {f"highrank {name}": ours(name) for name in IMPLEMENTATIONS if name != "reference"}
+    found["textbook"] = textbook
+    if compiled:
+        found["textbook, torch.compile"] = torch.compile(textbook)
+    if device != "cpu":
+        found["textbook, bfloat16 autocast"] = textbook_autocast
+    if size.components == 1:
+        found |= _one_softmax(device)
+    return found
+
+
+def ours(implementation: str, options: LossOptions | None = None) -> Loss:
+    def loss(case: Case) -> Tensor:
+        context, prior_logits, weight, bias = case.leaves
+        return mixture_cross_entropy(
+            context, prior_logits, weight, case.target, bias=bias, implementation=implementation, options=options
+        )
+
+    return loss
+
+
+def textbook(case: Case) -> Tensor:
+    return F.nll_loss(mixture_log_prob(*case.leaves), case.target)
+
+
+def textbook_autocast(case: Case) -> Tensor:
+    with torch.autocast(case.context.device.type, torch.bfloat16):
+        return textbook(case)
+
+
+def _one_softmax(device: str) -> dict[str, Loss]:
+    def separate(case: Case) -> Tensor:
+        return F.cross_entropy(F.linear(case.context.squeeze(1), case.weight, case.bias), case.target)
+
+    def pytorch(case: Case) -> Tensor:
+        loss: Tensor = F.linear_cross_entropy(
+            case.context.squeeze(1),
+            case.weight,
+            case.target,
+            linear_bias=case.bias,
+            options=torch.nn.LinearCrossEntropyOptions(),  # its default chunking; without options it does not chunk
+        )
+        return loss
+
+    found: dict[str, Loss] = {"cross_entropy(linear)": separate}
+    if hasattr(F, "linear_cross_entropy"):  # PyTorch 2.13
+        found["F.linear_cross_entropy"] = pytorch
+    if device != "cpu" and find_spec("liger_kernel"):
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        found["liger-kernel"] = lambda case: liger_fused_linear_cross_entropy(
+            case.context.squeeze(1), case.weight, case.target, case.bias
+        )
+    if device != "cpu" and find_spec("cut_cross_entropy"):
+        from cut_cross_entropy import linear_cross_entropy
+
+        found["cut-cross-entropy"] = lambda case: linear_cross_entropy(
+            case.context.squeeze(1), case.weight, case.target, bias=case.bias
+        )
+    return found
+
+
+def products(case: Case, rows: int | None = None) -> Callable[[], object]:
+    """The floor: the three matrix products and nothing else, ``rows`` rows at a time, into memory that is there."""
+    context, weight = case.context.detach().flatten(0, 1), case.weight.detach()
+    rows = min(rows or len(context), len(context))
+    logits = context.new_empty((rows, len(weight)))
+    grad_context, grad_weight = torch.empty_like(context), torch.zeros_like(weight)
+
+    def call() -> None:
+        for start in range(0, len(context), rows):
+            part = context[start : start + rows]
+            block = torch.mm(part, weight.t(), out=logits[: len(part)])
+            torch.mm(block, weight, out=grad_context[start : start + rows])
+            grad_weight.addmm_(block.t(), part)
+
+    return call
