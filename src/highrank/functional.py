@@ -40,10 +40,12 @@ def mixture_cross_entropy(
     target)``. With K = 1 it is the cross-entropy of a linear layer.
 
     Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V); target (*), int64.
-    Returns a scalar in nats, or (*) for ``reduction="none"``. ``chunked`` accumulates half precision in float32 and
-    returns that. The mean is over the tokens that are not ``ignore_index``; as in PyTorch it is NaN if there are none.
-    Memory beside inputs and outputs: ``options.block_bytes`` and O(tokens * K). For mean and sum the gradients are held
-    from forward to backward, which returns a scaled copy; for none only the inputs are, and backward walks again.
+    Returns a scalar in nats, or (*) for ``reduction="none"``. ``chunked`` and ``triton`` accumulate half precision in
+    float32 and return that. The mean is over the tokens that are not ``ignore_index``; as in PyTorch it is NaN if there
+    are none.
+    Memory beside inputs and outputs: ``options.block_bytes`` and O(tokens * K), and for ``triton`` a copy of a weight
+    that has a bias or sizes that are not round. For mean and sum the gradients are held from forward to backward, which
+    returns a scaled copy; for none only the inputs are, and backward walks again.
     Gradients are exact for every reduction (within rounding: see ``LossOptions.min_posterior``); a second derivative
     raises, and so does forward mode (only ``implementation="reference"`` has them).
     Raises ValueError naming the argument, what was expected and what came. A target out of range is looked for on the
@@ -109,7 +111,7 @@ def _loss(
         raise ValueError(f"target: expected {context.device} like context, got {target.device}")
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: expected none, mean or sum, got {reduction!r}")
-    compute = choose(implementation)
+    compute = choose(implementation, context.device)
     target_N = target.reshape(-1)
 
     with torch.autocast(context.device.type, enabled=False):  # dtypes are settled: sums must not be cast down again
@@ -120,7 +122,7 @@ def _loss(
             bias,
             target_N,
             ignore_index,
-            (options or LossOptions()).settings(context),
+            (options or LossOptions()).settings(context, weight),
             summed=reduction != "none",
         )
     if reduction == "mean":
@@ -156,7 +158,7 @@ def mixture_log_prob(
             prior_logits.reshape(-1, prior_logits.shape[-1]),
             weight,
             bias,
-            (options or LossOptions()).settings(context),
+            (options or LossOptions()).settings(context, weight),
         )
     return log_prob_NV.view(*context.shape[:-2], weight.shape[0])
 

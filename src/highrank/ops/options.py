@@ -11,7 +11,9 @@ from highrank.ops.walk import Settings
 __all__ = ["LossOptions"]
 
 # A block of 32 MiB stays in the last-level cache of a server CPU and is large enough for its matrix products to run at
-# full speed. A GPU needs larger products to fill its processors, and has no cache of that kind to stay in.
+# full speed. A GPU needs larger products to fill its processors, and has no cache of that kind to stay in; there every
+# block also reads and writes the sum of the weight's gradient, so a block is no smaller than that (4 bytes a number),
+# which the call needs in any case.
 DEFAULT_BLOCK_BYTES = MappingProxyType({"cpu": 32 * 2**20, "other": 256 * 2**20})
 
 
@@ -20,7 +22,7 @@ class LossOptions:
     """How ``mixture_cross_entropy`` spends memory, sums, and what it may leave out. None takes the default.
 
     block_bytes: size of the largest temporary, one block of logits (tokens_in_block * K, V). A block holds at least one
-        token. Default: 32 MiB on a CPU, 256 MiB elsewhere.
+        token. Default: 32 MiB on a CPU; elsewhere 256 MiB, or the size of the weight in float32 if that is larger.
     accumulation_dtype: of logits, log-sum-exps, sums and the weight gradient while it is summed; float32 or float64 and
         no shorter than the inputs'. Default: float32 for half precision, the inputs' own otherwise.
     min_posterior: the posterior filter, which saves products on a CPU. A component whose posterior for a token is below
@@ -48,12 +50,18 @@ class LossOptions:
             return self.block_bytes
         return DEFAULT_BLOCK_BYTES["cpu" if device_type == "cpu" else "other"]
 
-    def settings(self, context: Tensor) -> Settings:
-        """Every default filled in for a context (*, K, D). Raises ValueError for sums shorter than its dtype."""
+    def settings(self, context: Tensor, weight: Tensor) -> Settings:
+        """Every default filled in for a context (*, K, D) and a weight (V, D).
+
+        Raises ValueError for sums shorter than their dtype.
+        """
         dtype = self.accumulation_dtype or torch.promote_types(context.dtype, torch.float32)
         if torch.promote_types(dtype, context.dtype) != dtype:
             raise ValueError(f"accumulation_dtype: expected at least {context.dtype} like the inputs, got {dtype}")
         min_posterior = self.min_posterior
         if min_posterior is None:
             min_posterior = torch.finfo(dtype).eps / (2 * context.shape[-2])
-        return Settings(self.block_bytes_on(context.device.type), dtype, min_posterior)
+        block_bytes = self.block_bytes_on(context.device.type)
+        if self.block_bytes is None and context.device.type != "cpu":
+            block_bytes = max(block_bytes, 4 * weight.numel())
+        return Settings(block_bytes, dtype, min_posterior)

@@ -56,5 +56,5 @@ class Walk(Protocol):
         joint[n, k] = log P(component k, target n), so a token's loss is ``-logsumexp(joint)`` and its posterior
         ``softmax(joint)``. context (N, K, D), prior_logits (N, K), weight (V, D), bias (V), target (N) all within
         0..V-1, token_weight (N) or None where no gradient is asked for. The result has ``accumulation_dtype``; the
-        gradients of weight and bias too, those of context and prior_logits have their input's.
+        gradients of weight and bias have it or their input's, those of context and prior_logits have their input's.
         """
