@@ -56,7 +56,7 @@ test-slow: $(DEV) ## the tests that take minutes
 	@$(PYTEST) -n $(WORKERS) -m "slow and not gpu" $(ARGS)
 
 test-gpu: $(DEV) ## the tests that need a CUDA device
-	@$(PYTEST) -m gpu $(ARGS)
+	@TRITON_INTERPRET=0 $(PYTEST) -m gpu $(ARGS)
 
 lint: $(DEV) ## ruff's rules
 	@$(PY) -m ruff check .

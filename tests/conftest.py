@@ -16,6 +16,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("MKL_NUM_THREADS", "1")
 
+# Without a GPU Triton's kernels run in its interpreter. Triton reads this when it is imported: too late afterwards.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(REPOSITORY / ".pytest_cache" / "hypothesis"))
 
 

@@ -41,6 +41,13 @@ class Problem:
         upstream = {name: x.to(dtype) for name, x in self.upstream.items()}
         return Problem(context, prior_logits, weight, bias, self.target, self.ignore_index, upstream)
 
+    def on(self, device: str) -> "Problem":
+        """The same numbers there."""
+        bias = None if self.bias is None else self.bias.to(device)
+        inputs = (self.context.to(device), self.prior_logits.to(device), self.weight.to(device), bias)
+        upstream = {name: x.to(device) for name, x in self.upstream.items()}
+        return Problem(*inputs, self.target.to(device), self.ignore_index, upstream)
+
     def loss(self, **settings: object) -> Tensor:
         return mixture_cross_entropy(
             self.context,
@@ -144,11 +151,17 @@ def error(value: Tensor, truth: Tensor) -> float:
     return float((value.double() - truth).abs().max() / truth.abs().max().clamp(min=1e-300))
 
 
-def assert_no_worse_than_naive(problem: Problem, implementation: str, reduction: str) -> None:
+def assert_no_worse_than_naive(
+    problem: Problem, implementation: str, reduction: str, options: LossOptions | None = None
+) -> None:
     """Truth in float64; the definition and the implementation in the problem's dtype; one table of margins."""
     dtype = problem.context.dtype
     truth = solve(problem.to(torch.float64), "reference", reduction)
-    naive, ours = (solve(problem, name, reduction) for name in ("reference", implementation))
+    naive = solve(problem, "reference", reduction)
+    ours = solve(problem, implementation, reduction, options=options)
+    margin = MARGIN[dtype]
+    if implementation == "triton" and dtype == torch.bfloat16 and problem.context.device.type == "cpu":
+        margin *= 2  # Triton's interpreter cuts off where a GPU rounds
     pairs = {"loss": (ours.loss, naive.loss, truth.loss)}
     for name, true in truth.gradients.items():
         mine, simple = ours.gradients[name], naive.gradients[name]
@@ -156,7 +169,7 @@ def assert_no_worse_than_naive(problem: Problem, implementation: str, reduction:
         assert mine.dtype == dtype, f"gradient of {name}: {mine.dtype} for an input of {dtype}"
         pairs[name] = (mine, simple, true)  # type: ignore[assignment]
     for name, (mine, simple, true) in pairs.items():
-        allowed = error(simple, true) + MARGIN[dtype]
+        allowed = error(simple, true) + margin
         assert error(mine, true) <= allowed, f"{name} {reduction}: error {error(mine, true):.3g}, allowed {allowed:.3g}"
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from highrank import mixture_cross_entropy
+from highrank import LossOptions, mixture_cross_entropy
 from highrank.data import load_corpus
 from highrank.evaluate import DynamicSettings, dynamic_evaluate, evaluate, gradient_statistics
+from highrank.ops import triton
 from highrank.runs import RunFolder, build_model, read_config
 from highrank.runs.tensors import read_tensors
 from highrank.train import train_stage
+from tests.parity import REDUCTIONS, assert_no_worse_than_naive, assert_same, make_problem, solve
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,6 +23,10 @@ pytestmark = [
 ]
 
 RECIPE = Path(__file__).parent / "train" / "tiny.toml"
+
+NO_TRITON = triton.cannot_run(torch.device("cuda")) if torch.cuda.is_available() else "no GPU"
+compiled = pytest.mark.skipif(NO_TRITON is not None, reason=f"triton: {NO_TRITON}")
+every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 
 
 @pytest.mark.parametrize("components", [1, 3, 15])
@@ -38,6 +44,75 @@ def test_the_loss_and_its_gradients_are_those_of_the_cpu(components: int) -> Non
     for on_cpu, on_gpu in zip(*results, strict=True):
         assert on_gpu is not None
         torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-10, atol=1e-12)
+
+
+@compiled
+@every_reduction
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("block_bytes", [None, 100_000])
+@pytest.mark.parametrize(
+    ("tokens", "components", "features", "classes", "scale"),
+    [
+        (31, 3, 17, 101, 1.0),
+        (64, 15, 32, 1000, 0.1),
+        (40, 5, 64, 300, 10.0),
+        (9, 2, 8, 12_000, 3.0),
+        (50, 1, 32, 400, 2.0),
+        (20, 15, 300, 33_278, 1.0),  # WikiText-2's sizes, and those of a large model
+        (20, 1, 512, 128_256, 1.0),
+    ],
+)
+def test_the_kernels_are_no_worse_than_naive(
+    reduction: str,
+    dtype: torch.dtype,
+    block_bytes: int | None,
+    tokens: int,
+    components: int,
+    features: int,
+    classes: int,
+    scale: float,
+) -> None:
+    problem = make_problem(
+        tokens, components=components, features=features, classes=classes, scale=scale, dtype=dtype, seed=tokens
+    ).on("cuda")
+    problem.target[2] = -100
+    assert_no_worse_than_naive(problem, "triton", reduction, LossOptions(block_bytes=block_bytes))
+
+
+@compiled
+@every_reduction
+def test_two_runs_of_the_kernels_have_the_same_bits(reduction: str) -> None:
+    problem = make_problem(300, components=7, features=64, classes=5001, dtype=torch.bfloat16).on("cuda")
+    options = LossOptions(block_bytes=4_000_000)
+    one, other = (solve(problem, "triton", reduction, options=options) for _ in range(2))
+    assert_same(one, other, rtol=0, atol=0)
+
+
+@compiled
+@every_reduction
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own modules
+def test_the_kernels_compile_without_a_graph_break(reduction: str) -> None:
+    problem = make_problem(20, dtype=torch.float32).on("cuda")
+
+    def loss(context: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return mixture_cross_entropy(
+            context, problem.prior_logits, weight, problem.target, bias=problem.bias, reduction=reduction
+        )
+
+    found = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaves = [x.clone().requires_grad_() for x in (problem.context, problem.weight)]
+        value = function(*leaves)
+        found.append([value, *torch.autograd.grad(value, leaves, problem.upstream[reduction])])
+    torch.testing.assert_close(found[1], found[0])
+
+
+@compiled
+def test_a_target_out_of_range_makes_its_loss_nan() -> None:
+    problem = make_problem(6).on("cuda")
+    problem.target[[1, 4]] = torch.tensor([7, -1], device="cuda")
+    loss = problem.loss(implementation="triton", reduction="none")
+    assert loss.isnan().tolist() == [False, True, False, False, True, False]
 
 
 def test_evaluation_static_and_dynamic_agrees_with_the_cpu(small_text: Path) -> None:

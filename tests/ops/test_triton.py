@@ -1,0 +1,225 @@
+"""Triton's kernel by itself: in the interpreter against plain PyTorch, and compiled ahead of time for two GPUs.
+
+The loss that it is a part of is held to the parity protocol in test_mixture_loss.py, in the interpreter too.
+"""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from highrank.ops import choose, triton
+from tests.parity import make_problem
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+CPU = torch.device("cpu")
+NO_TRITON = triton.cannot_run(CPU)
+interpreted = pytest.mark.skipif(NO_TRITON is not None, reason=f"triton: {NO_TRITON}")
+
+# The sizes of Penn Treebank, WikiText-2 and a large model, and one of each other entry of the launch table.
+COLUMNS = (208, 10_000, 33_280, 128_256)
+DTYPES = {"bf16": "fp32", "fp16": "fp32", "fp32": "fp32", "fp64": "fp64"}  # and what each is summed in
+ITEM = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
+
+
+def compile_all(capability: int) -> list[dict[str, object]]:
+    """What ptxas says of every binary that a launch can ask for. Needs no GPU, and triton not to interpret."""
+    import triton as compiler
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from highrank.ops.triton_kernels import LAUNCHES, target_log_prob_kernel
+
+    reports: list[dict[str, object]] = []
+    for dtype, sums in DTYPES.items():
+        for columns in COLUMNS:
+            launch = next(launch for launch in LAUNCHES if columns <= launch.columns)
+            for gradient in (False, True):
+                constants = {
+                    "COLUMNS": columns,
+                    "GRADIENT": gradient,
+                    "ROWS": launch.rows,
+                    "LANES": launch.lanes,
+                    "VECTOR": 16 // ITEM[dtype],
+                }
+                signature = {"logits_RU": f"*{dtype}", "target_N": "*i64", "log_prob_R": f"*{sums}"}
+                signature |= {"num_rows": "i32", "components": "i32"} | dict.fromkeys(constants, "constexpr")
+                aligned = {(0,): [["tt.divisibility", 16]], (2,): [["tt.divisibility", 16]]}
+                source = ASTSource(target_log_prob_kernel, signature, constants, aligned)
+                target = GPUTarget("cuda", capability, 32)
+                ptx = compiler.compile(source, target=target, options={"num_warps": launch.warps}).asm["ptx"]
+                with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+                    file.write(ptx)
+                    file.flush()
+                    gpu = re.findall(r"^\.target (\w+)", ptx, re.MULTILINE)[0]
+                    ptxas = [compiler.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={gpu}", file.name, "-o", os.devnull]
+                    log = subprocess.run(ptxas, check=True, capture_output=True, text=True).stderr
+                spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+                registers = re.search(r"Used (\d+) registers", log)
+                assert spilled is not None, log
+                assert registers is not None, log
+                reports.append(
+                    {
+                        "kernel": f"{gpu} {dtype} {columns} columns{' gradient' if gradient else ''}",
+                        "registers": int(registers[1]),
+                        "spilled_bytes": int(spilled[1]) + int(spilled[2]),
+                        "vector_reads": len(re.findall(r"ld\.global\.v\d", ptx)),
+                        "vector_writes": len(re.findall(r"st\.global\.v\d", ptx)),
+                    }
+                )
+    return reports
+
+
+@pytest.mark.skipif(sys.platform != "linux" or NO_TRITON == "triton is not installed", reason="needs Triton's compiler")
+@pytest.mark.parametrize("capability", [80, 90])
+def test_every_binary_compiles_ahead_of_time_and_spills_nothing(capability: int, tmp_path: Path) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.ops.test_triton", str(capability)]
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    reports = json.loads(result.stdout)
+    assert len(reports) == len(DTYPES) * len(COLUMNS) * 2
+    for report in reports:
+        print(*report.values())
+        assert report["spilled_bytes"] == 0, report
+        # 16 bytes at a time: a mask that the compiler cannot see through would make it one number at a time.
+        assert report["vector_reads"] > 0, report
+        assert (report["vector_writes"] > 0) == ("gradient" in report["kernel"]), report
+
+
+def rows_of_logits(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Small ones, and rows that only a careful sum survives."""
+    logits = torch.randn(rows, columns, generator=torch.Generator().manual_seed(columns), dtype=torch.float64)
+    logits[1] *= 1e4
+    logits[2, : columns // 2] = -math.inf
+    logits[3, 1:] = -math.inf
+    logits[4, 5] = math.nan
+    logits[5, 7] = math.inf
+    logits[6] = -math.inf
+    return logits.to(dtype)
+
+
+@interpreted
+@pytest.mark.parametrize("entry", [0, 1, 2, None])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("gradient", [False, True])
+def test_the_kernel_is_log_softmax_with_every_launch(
+    entry: int | None, dtype: torch.dtype, gradient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from highrank.ops import triton_kernels
+
+    launch = triton_kernels.INTERPRETED if entry is None else triton_kernels.LAUNCHES[entry]
+    monkeypatch.setattr(triton_kernels, "INTERPRETED", launch)
+    columns = 2 * launch.lanes * 16 // dtype.itemsize + 16  # two tiles and a little
+    logits = rows_of_logits(8, columns, dtype)
+    target = torch.tensor([0, 0, columns - 1, 5])  # of two rows each
+    target_R1 = target.repeat_interleave(2).unsqueeze(1)
+    sums = torch.promote_types(dtype, torch.float32)
+    expected = torch.log_softmax(logits.double(), 1)
+    after = expected.exp().scatter_add(1, target_R1, torch.full((8, 1), -1.0, dtype=torch.float64))
+
+    given = logits.clone()
+    log_prob = triton_kernels.target_log_prob(logits, target, sums, gradient)
+    assert log_prob.dtype == sums
+    eps = torch.finfo(sums).eps
+    torch.testing.assert_close(
+        log_prob.double(), expected.gather(1, target_R1).squeeze(1), rtol=4 * eps, atol=40 * eps, equal_nan=True
+    )
+    if gradient:
+        rounding = torch.finfo(dtype).eps  # the interpreter cuts off
+        torch.testing.assert_close(logits.double(), after, rtol=rounding, atol=rounding / 8, equal_nan=True)
+    else:
+        torch.testing.assert_close(logits, given, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("features", "classes", "grown"),
+    [
+        (280, 10_000, {True: (10_000, 288), False: (10_000, 280)}),
+        (300, 33_278, {True: (33_280, 304), False: (33_280, 304)}),
+        (768, 50_257, {True: (50_272, 776), False: (50_272, 776)}),
+        (4096, 128_256, {True: (128_256, 4104), False: (128_256, 4096)}),
+    ],
+)
+def test_sizes_are_made_round_inside(
+    features: int, classes: int, grown: dict[bool, tuple[int, int]], bias: bool
+) -> None:
+    weight = torch.empty(classes, features, dtype=torch.bfloat16, device="meta")
+    ours = triton._grown(weight, torch.empty(classes, dtype=torch.bfloat16, device="meta") if bias else None)
+    assert ours.shape == grown[bias]
+    assert (ours is weight) == (ours.shape == weight.shape)  # copied only where it must be
+
+
+@interpreted
+def test_two_runs_have_the_same_bits() -> None:
+    found = []
+    for _ in range(2):
+        problem = make_problem(20, dtype=torch.float32)
+        problem.weight.requires_grad_()
+        problem.loss(implementation="triton").backward()
+        found.append(problem.weight.grad)
+    assert found[0].equal(found[1])
+
+
+# Where it cannot run --------------------------------------------------------------------------------------------------
+
+
+def test_without_triton_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="implementation: 'triton' cannot run: triton is not installed"):
+        make_problem(4).loss(implementation="triton")
+
+
+@pytest.mark.skipif(NO_TRITON == "triton is not installed", reason="needs triton")
+def test_tensors_on_a_cpu_need_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match=r"'triton' cannot run: a CPU has Triton's interpreter only"):
+        make_problem(4).loss(implementation="triton")
+
+
+@pytest.mark.skipif(NO_TRITON == "triton is not installed", reason="needs triton")
+@pytest.mark.parametrize(
+    ("device", "interpret", "capability", "reason"),
+    [
+        ("mps", "0", (9, 0), "needs an NVIDIA GPU, not mps"),
+        ("cuda:0", "1", (9, 0), "TRITON_INTERPRET is set"),
+        ("cuda:0", "0", (7, 5), r"needs a GPU of capability 8\.0 or more, cuda:0 has \(7, 5\)"),
+        ("cuda:0", "0", (8, 0), None),
+        ("cuda:0", "0", (9, 0), None),
+    ],
+)
+def test_a_gpu_must_be_of_the_right_kind(
+    device: str, interpret: str, capability: tuple[int, int], reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", interpret)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    found = SimpleNamespace(major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    answer = triton.cannot_run(torch.device(device))
+    assert answer is None if reason is None else re.search(reason, answer or "")
+    assert choose("auto", torch.device(device)) is choose(
+        "triton" if reason is None else "chunked", torch.device(device)
+    )
+
+
+def test_auto_does_not_interpret() -> None:
+    assert choose("auto", CPU) is choose("chunked", CPU)
+
+
+def test_importing_highrank_leaves_triton_alone() -> None:
+    code = "import sys, highrank.functional; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_all(int(sys.argv[1]))))
