@@ -75,18 +75,17 @@ check: ## what has to pass before a change is handed in: lint, format-check, typ
 	@for step in lint format-check types test; do \
 	    echo "== $$step"; $(MAKE) --no-print-directory $$step || exit 1; done
 
-# A benchmark is a file that can be run; one that needs a GPU has a name that ends in _gpu.py.
+# A benchmark is a file that can be run; one that can run on a GPU takes --device.
 BENCHMARKS     = $(shell grep -l '__name__ == "__main__"' benchmarks/*.py 2>/dev/null)
-BENCHMARKS_GPU = $(filter %_gpu.py,$(BENCHMARKS))
+BENCHMARKS_GPU = $(shell grep -l '"--device"' $(BENCHMARKS) 2>/dev/null)
 
 bench: ## list the benchmarks
 	@for file in $(BENCHMARKS); do \
 	    printf '%-52s %s\n' "$(PY) -m $$(echo $${file%.py} | tr / .)" "$$(sed -n '1s/^"""//; 1s/"""$$//; 1p' $$file)"; done
 
-bench-gpu: $(DEV) ## run the benchmarks that need a GPU
-	@test -n "$(BENCHMARKS_GPU)" || echo "no benchmarks/*_gpu.py"
+bench-gpu: $(DEV) ## run the benchmarks of the loss on a CUDA device
 	@for file in $(BENCHMARKS_GPU); do \
-	    echo "== $$file"; $(PY) -m $$(echo $${file%.py} | tr / .) $(ARGS) || exit 1; done
+	    echo "== $$file"; PYTHONPATH=src $(PY) -m $$(echo $${file%.py} | tr / .) --device cuda $(ARGS) || exit 1; done
 
 clean: ## remove build outputs and caches; .venv and runs stay
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -75,6 +75,18 @@ def show(name: str, result: dict[str, Any]) -> None:
     print(f"  {result['fastest_of_ours']}: {100 * result['share_of_large_product']:.0f}% of the large product's rate")
 
 
+def across_dtypes(results: dict[str, Any], name: str) -> dict[str, float]:
+    """Ours on inputs in bfloat16, against what people run today on inputs in float32."""
+    low, full = results.get(f"{name}.bfloat16"), results.get(f"{name}.float32")
+    if low is None or full is None:
+        return {}
+    ours = low["times"][low["fastest_of_ours"]]["median_s"]
+    others = {
+        f"{other}, float32 inputs": full["times"].get(other) for other in ("textbook", "textbook, bfloat16 autocast")
+    }
+    return {other: times["median_s"] / ours for other, times in others.items() if times is not None}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -93,7 +105,13 @@ def main() -> None:
             key = f"{name}.{str(dtype).removeprefix('torch.')}"
             results[key] = measure(sizes[name], dtype, arguments.device, arguments.repeats, compiled=arguments.compile)
             show(name, results[key])
-    path = save(f"{Path(__file__).stem}.{arguments.device}", {"repeats": arguments.repeats, "results": results})
+    across = {name: ratios for name in sizes if (ratios := across_dtypes(results, name))}
+    for name, ratios in across.items():
+        print(f"\n{name}, ours in bfloat16: {', '.join(f'{x:.2f} times faster than {of}' for of, x in ratios.items())}")
+    path = save(
+        f"{Path(__file__).stem}.{arguments.device}",
+        {"repeats": arguments.repeats, "results": results, "bfloat16_times_faster": across},
+    )
     print(f"\n-> {path}")
 
 

@@ -119,9 +119,9 @@ def posterior_filter(found: dict[str, Any]) -> list[str]:
     lines = [
         "## The posterior filter",
         "",
-        "Small models (`penn-small` with more components), trained briefly on Penn Treebank, then trained on from the same "
-        "weights with the same masks, the thresholds in turn. `min_posterior` 0 keeps every row. A step is the whole "
-        f"training step, of which the head is a part. {where(found)}.",
+        "Small models (`penn-small` with more components), trained briefly on Penn Treebank, then trained on from the "
+        "same weights with the same masks, the thresholds in turn. `min_posterior` 0 keeps every row. A step is the "
+        f"whole training step, of which the head is a part. {where(found)}.",
         "",
     ]
     figure, panel = plt.subplots(figsize=(6, 3.2), layout="constrained")
