@@ -579,6 +579,15 @@ def test_a_wrong_dtype_is_named(implementation: str, name: str) -> None:
 
 
 @every_implementation
+@pytest.mark.parametrize("name", ["prior_logits", "weight", "bias", "target"])
+def test_a_wrong_device_is_named(implementation: str, name: str) -> None:
+    problem = make_problem(4)
+    setattr(problem, name, getattr(problem, name).to("meta"))
+    with pytest.raises(ValueError, match=rf"{name}: expected .*cpu like context, got .*meta"):
+        problem.loss(implementation=implementation)
+
+
+@every_implementation
 def test_integers_are_refused(implementation: str) -> None:
     problem = make_problem(4).to(torch.int64)
     with pytest.raises(ValueError, match=r"context: expected a floating-point tensor, got torch\.int64"):
