@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.textbook import mixture_log_prob
 from highrank import LossOptions, mixture_cross_entropy
-from highrank.ops import IMPLEMENTATIONS
+from highrank.ops import IMPLEMENTATIONS, triton
 
 __all__ = ["CPU_SIZES", "GPU_SIZES", "Case", "Size", "candidates", "make_case", "products"]
 
@@ -94,7 +94,11 @@ Loss = Callable[[Case], Tensor]
 
 def candidates(size: Size, device: str, *, compiled: bool = False) -> dict[str, Loss]:
     """By name. Losses of one softmax where there is one; those of other libraries where they are installed."""
-    found: dict[str, Loss] = {f"highrank {name}": ours(name) for name in IMPLEMENTATIONS if name != "reference"}
+    found: dict[str, Loss] = {
+        f"highrank {name}": ours(name)
+        for name in IMPLEMENTATIONS
+        if name == "chunked" or (name == "triton" and triton.cannot_run(torch.device(device)) is None)
+    }
     found["textbook"] = textbook
     if compiled:
         found["textbook, torch.compile"] = torch.compile(textbook)

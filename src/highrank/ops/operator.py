@@ -87,7 +87,7 @@ def _outputs(grads: Gradients, inputs: tuple[Tensor | None, ...]) -> list[Tensor
     """The gradients as an operator returns them: in the inputs' dtypes, empty where there is none."""
     none = next(x for x in inputs if x is not None)
     return [
-        none.new_empty(0) if grad is None or x is None else grad.to(x.dtype)
+        none.new_empty(0) if grad is None or x is None else grad.to(x.dtype).contiguous()
         for grad, x in zip(grads, inputs, strict=True)
     ]
 

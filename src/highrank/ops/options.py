@@ -10,11 +10,11 @@ from highrank.ops.walk import Settings
 
 __all__ = ["LossOptions"]
 
-# A block of 32 MiB stays in the last-level cache of a server CPU and is large enough for its matrix products to run at
-# full speed. A GPU needs larger products to fill its processors, and has no cache of that kind to stay in; there every
-# block also reads and writes the sum of the weight's gradient, so a block is no smaller than that (4 bytes a number),
-# which the call needs in any case.
-DEFAULT_BLOCK_BYTES = MappingProxyType({"cpu": 32 * 2**20, "other": 256 * 2**20})
+# On a CPU the matrix products run at full speed from about 32 MiB on; a GPU needs larger ones to fill its processors. On
+# both, every block reads and writes the sum of the weight's gradient, which takes the more time the smaller the block
+# is beside the weight (docs/loss.md), so by default a block is no smaller than that (4 bytes a number), which the call
+# needs in any case.
+DEFAULT_BLOCK_BYTES = MappingProxyType({"cpu": 56 * 2**20, "other": 256 * 2**20})
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LossOptions:
     """How ``mixture_cross_entropy`` spends memory, sums, and what it may leave out. None takes the default.
 
     block_bytes: size of the largest temporary, one block of logits (tokens_in_block * K, V). A block holds at least one
-        token. Default: 32 MiB on a CPU; elsewhere 256 MiB, or the size of the weight in float32 if that is larger.
+        token. Default: 56 MiB on a CPU, 256 MiB elsewhere, or the size of the weight in float32 if that is larger.
     accumulation_dtype: of logits, log-sum-exps, sums and the weight gradient while it is summed; float32 or float64 and
         no shorter than the inputs'. Default: float32 for half precision, the inputs' own otherwise.
     min_posterior: the posterior filter, which saves products on a CPU. A component whose posterior for a token is below
@@ -45,10 +45,11 @@ class LossOptions:
         if self.min_posterior is not None and not 0 <= self.min_posterior < 1:
             raise ValueError(f"min_posterior: expected a number from 0 to below 1, got {self.min_posterior}")
 
-    def block_bytes_on(self, device_type: str) -> int:
+    def block_bytes_for(self, device_type: str, num_classes: int, context_features: int) -> int:
         if self.block_bytes is not None:
             return self.block_bytes
-        return DEFAULT_BLOCK_BYTES["cpu" if device_type == "cpu" else "other"]
+        least = DEFAULT_BLOCK_BYTES["cpu" if device_type == "cpu" else "other"]
+        return max(least, 4 * num_classes * context_features)
 
     def settings(self, context: Tensor, weight: Tensor) -> Settings:
         """Every default filled in for a context (*, K, D) and a weight (V, D).
@@ -61,7 +62,4 @@ class LossOptions:
         min_posterior = self.min_posterior
         if min_posterior is None:
             min_posterior = torch.finfo(dtype).eps / (2 * context.shape[-2])
-        block_bytes = self.block_bytes_on(context.device.type)
-        if self.block_bytes is None and context.device.type != "cpu":
-            block_bytes = max(block_bytes, 4 * weight.numel())
-        return Settings(block_bytes, dtype, min_posterior)
+        return Settings(self.block_bytes_for(weight.device.type, *weight.shape), dtype, min_posterior)

@@ -35,9 +35,6 @@ class Settings:
     accumulation_dtype: torch.dtype
     min_posterior: float
 
-    def tokens_per_block(self, num_components: int, num_classes: int) -> int:
-        return max(1, self.block_bytes // (num_components * num_classes * self.accumulation_dtype.itemsize))
-
 
 class Walk(Protocol):
     def __call__(

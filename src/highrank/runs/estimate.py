@@ -30,7 +30,7 @@ def estimate(config: Config, corpus: Corpus) -> dict[str, Any]:
     components = 1 if model.head == "softmax" else model.num_components
     # Of a context: before and after tanh, after dropout, and the gradients of the last two.
     contexts = 5 * components * model.embedding_features
-    block = LossOptions().block_bytes_on("cpu")
+    block = LossOptions().block_bytes_for("cpu", vocab_size, model.embedding_features)
     step_bytes = FLOAT_BYTES * steps * batch * (recurrent + contexts) + block
     return {
         "parameters": parameters,
