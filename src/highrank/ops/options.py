@@ -10,7 +10,7 @@ from highrank.ops.walk import Settings
 
 __all__ = ["LossOptions"]
 
-# On a CPU the matrix products run at full speed from about 32 MiB on; a GPU needs larger ones to fill its processors. On
+# On a CPU the matrix products run at full speed from about 32 MiB on; a GPU needs more to fill its processors. On
 # both, every block reads and writes the sum of the weight's gradient, which takes the more time the smaller the block
 # is beside the weight (docs/loss.md), so by default a block is no smaller than that (4 bytes a number), which the call
 # needs in any case.
