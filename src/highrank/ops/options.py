@@ -14,7 +14,7 @@ __all__ = ["LossOptions"]
 # both, every block reads and writes the sum of the weight's gradient, which takes the more time the smaller the block
 # is beside the weight (docs/loss.md), so by default a block is no smaller than that (4 bytes a number), which the call
 # needs in any case.
-DEFAULT_BLOCK_BYTES = MappingProxyType({"cpu": 56 * 2**20, "other": 256 * 2**20})
+DEFAULT_BLOCK_BYTES = MappingProxyType({"cpu": 48 * 2**20, "other": 256 * 2**20})
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LossOptions:
     """How ``mixture_cross_entropy`` spends memory, sums, and what it may leave out. None takes the default.
 
     block_bytes: size of the largest temporary, one block of logits (tokens_in_block * K, V). A block holds at least one
-        token. Default: 56 MiB on a CPU, 256 MiB elsewhere, or the size of the weight in float32 if that is larger.
+        token. Default: 48 MiB on a CPU, 256 MiB elsewhere, or the size of the weight in float32 if that is larger.
     accumulation_dtype: of logits, log-sum-exps, sums and the weight gradient while it is summed; float32 or float64 and
         no shorter than the inputs'. Default: float32 for half precision, the inputs' own otherwise.
     min_posterior: the posterior filter, which saves products on a CPU. A component whose posterior for a token is below
