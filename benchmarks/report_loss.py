@@ -90,6 +90,9 @@ def growth(device: str, found: dict[str, Any]) -> list[str]:
             panels[0, column].loglog(result["values"], result["seconds"], "o-", label=name)
             panels[1, column].loglog(result["values"], [x / 2**20 for x in result["working_bytes"]], "o-", label=name)
             panels[1, column].set_xlabel(axis)
+            for panel in panels[:, column]:
+                panel.set_xticks(result["values"], [f"{value:,}" for value in result["values"]], minor=False)
+                panel.xaxis.minorticks_off()
         rows.append(
             [
                 name,

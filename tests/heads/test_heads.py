@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import highrank
 from benchmarks.harness import memory_of
+from highrank import LossOptions
 from highrank.heads import Head, MixtureOfContexts, MixtureOfSoftmaxes, Softmax
 from tests.parity import REDUCTIONS, default_dtype
 
@@ -283,13 +284,13 @@ def test_autocast(name: str) -> None:
 @every_head
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_no_head_stores_tokens_times_components_times_classes(name: str, reduction: str) -> None:
-    """Neither in training nor in log_prob, at the default size of a block (32 MiB)."""
+    """Neither in training nor in log_prob, at the default size of a block."""
     components, classes = 3 if "mixture of softmaxes" in name else 1, 5000
-    tokens = 3600 // components
+    tokens = 6000 // components
     head = HEADS[name](8, classes)
     hidden, target = normal(tokens, 8).float().requires_grad_(), targets(tokens, classes=classes)
     whole = tokens * components * classes * 4
-    block = 32 * 2**20
+    block = LossOptions().block_bytes_for("cpu", classes, 8)
     assert block < whole / 2
 
     def train() -> None:

@@ -65,7 +65,7 @@ def walk(
         posterior_bK = torch.softmax(joint_bK, dim=1)
         token_weight_b1 = token_weight[part].unsqueeze(1).to(dtype)
         if grads.prior_logits is not None:
-            grads.prior_logits[part] = grads.prior_logits[part].sub_(posterior_bK).mul_(token_weight_b1)
+            grads.prior_logits[part].sub_(posterior_bK).mul_(token_weight_b1)
         if grads.context is None and grads.weight is None and grads.bias is None:
             continue
 
@@ -106,18 +106,17 @@ def _buffer(context: Tensor, weight: Tensor, settings: Settings) -> Tensor:
 
 def _logits(context_RD: Tensor, weight: Tensor, bias: Tensor | None, out_RU: Tensor) -> Tensor:
     """``out_RU`` filled: -inf where there is no class."""
+    out_RV = out_RU[:, : len(weight)]
     out_RU[:, len(weight) :] = -torch.inf
-    _write_logits(context_RD, weight, bias, out_RU[:, : len(weight)])
+    if out_RU.dtype != weight.dtype:
+        out_RV.copy_(torch.mm(context_RD, weight.t()))
+        if bias is not None:
+            out_RV.add_(bias)
+    elif bias is None:
+        torch.mm(context_RD, weight.t(), out=out_RV)
+    else:
+        torch.addmm(bias, context_RD, weight.t(), out=out_RV)
     return out_RU
-
-
-def _write_logits(context_RD: Tensor, weight: Tensor, bias: Tensor | None, out_RV: Tensor) -> Tensor:
-    if out_RV.dtype == weight.dtype:
-        if bias is None:
-            return torch.mm(context_RD, weight.t(), out=out_RV)
-        return torch.addmm(bias, context_RD, weight.t(), out=out_RV)
-    out_RV.copy_(torch.mm(context_RD, weight.t()))
-    return out_RV if bias is None else out_RV.add_(bias)
 
 
 def _softmax_in_place(
