@@ -15,7 +15,7 @@ from benchmarks.harness import in_turn, save, summary
 from benchmarks.losses import Loss, Size, candidates, make_case
 
 GROWTH = {
-    "tokens": (512, 1024, 2048, 4096),
+    "tokens": (256, 512, 1024, 2048),
     "components": (2, 4, 8, 16),
     "features": (64, 128, 256, 512),
     "classes": (5_000, 10_000, 20_000, 40_000),
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    base = Size(tokens=1024, components=4, features=128, classes=10_000)
+    base = Size(tokens=512, components=4, features=128, classes=10_000)
     found = candidates(base, arguments.device)
     results = {
         name: {axis: grow(name, loss, base, axis, arguments.device, arguments.repeats) for axis in GROWTH}
