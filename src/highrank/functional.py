@@ -43,9 +43,10 @@ def mixture_cross_entropy(
     Returns a scalar in nats, or (*) for ``reduction="none"``. ``chunked`` and ``triton`` accumulate half precision in
     float32 and return that. The mean is over the tokens that are not ``ignore_index``; as in PyTorch it is NaN if there
     are none.
-    Memory beside inputs and outputs: ``options.block_bytes`` and O(tokens * K), and for ``triton`` a copy of a weight
-    that has a bias or sizes that are not round. For mean and sum the gradients are held from forward to backward, which
-    returns a scaled copy; for none only the inputs are, and backward walks again.
+    Memory beside inputs and outputs: ``options.block_bytes`` and O(tokens * K); for ``chunked`` in half precision a
+    second block, for ``triton`` a copy of a weight that has a bias or sizes that are not round. For mean and sum the
+    gradients are held from forward to backward, which scales them in place, or a copy if the graph is kept; for none
+    only the inputs are, and backward walks again.
     Gradients are exact for every reduction (within rounding: see ``LossOptions.min_posterior``); a second derivative
     raises, and so does forward mode (only ``implementation="reference"`` has them).
     Raises ValueError naming the argument, what was expected and what came. A target out of range is looked for on the

@@ -12,7 +12,7 @@ __all__ = ["LossOptions"]
 
 # On a CPU the matrix products run at full speed from about 32 MiB on; a GPU needs more to fill its processors. On
 # both, every block reads and writes the sum of the weight's gradient, which takes the more time the smaller the block
-# is beside the weight (docs/loss.md), so by default a block is no smaller than that (4 bytes a number), which the call
+# is beside the weight, so by default a block is no smaller than that (4 bytes a number), which the call
 # needs in any case.
 DEFAULT_BLOCK_BYTES = MappingProxyType({"cpu": 48 * 2**20, "other": 256 * 2**20})
 
@@ -23,13 +23,13 @@ class LossOptions:
 
     block_bytes: size of the largest temporary, one block of logits (tokens_in_block * K, V). A block holds at least one
         token. Default: 48 MiB on a CPU, 256 MiB elsewhere, or the size of the weight in float32 if that is larger.
-    accumulation_dtype: of logits, log-sum-exps, sums and the weight gradient while it is summed; float32 or float64 and
+    accumulation_dtype: of log-sum-exps, sums and the weight gradient while it is summed; float32 or float64 and
         no shorter than the inputs'. Default: float32 for half precision, the inputs' own otherwise.
     min_posterior: the posterior filter, which saves products on a CPU. A component whose posterior for a token is below
         this may be left out of the gradients of context, weight and bias (never of the prior's): what a token loses is
         at most 2 * (K - 1) * min_posterior of L1 norm in its logits' gradients, whose norm is up to 2. Tokens of weight
-        zero are left out in the same way, exactly. Default: eps / (2 * K) of the accumulation dtype, which keeps the
-        loss within the rounding of the sum; with an optimizer that divides by the gradient's size (Adam), a component
+        zero are left out in the same way, exactly. Default: eps / (2 * K) of the accumulation dtype, so that what is
+        left out stays below the rounding of the sums; with an optimizer that divides by the gradient's size (Adam), a component
         that is dead for every token then gets zero instead of next to nothing. 0 keeps every component.
     """
 
