@@ -21,8 +21,8 @@ from highrank.ops.walk import Gradients, Needs, Settings
 __all__ = ["mixture_log_prob", "walk"]
 
 # Rows that begin on a vector's boundary: a ragged V or D costs a matrix product on a CPU much of its speed, by the
-# strides alone. At WikiText-2's (V = 33,278, D = 300) the bare products on plain tensors take longer than the whole loss does
-# (docs/loss.md).
+# strides alone. At WikiText-2's (V = 33,278, D = 300) the bare products on plain tensors take longer than the whole
+# loss does (docs/loss.md).
 ROW_BYTES = 32
 
 # Copying the rows that are kept has to cost less than the two products that it makes smaller save.
