@@ -4,15 +4,17 @@
 """
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 import torch
-from options import StageRun, dynamic_config, dynamic_parser, find_model, run_script
+from options import dynamic_config, dynamic_parser, find_model, run_script
 
 from highrank.cli.stage import machine
 from highrank.data import Corpus
 from highrank.data.batches import Columns
 from highrank.evaluate import dynamic_evaluate, dynamic_evaluate_run, dynamic_settings, gradient_statistics
+from highrank.runs import RunFolder
 from highrank.train import Machine, corpus_of
 
 
@@ -20,7 +22,7 @@ def main() -> int:
     arguments = dynamic_parser().parse_args()
     found, stage = find_model(arguments.model)
     corpus = corpus_of(found, arguments.data)
-    run = StageRun(found.path, dynamic_config(found.config, arguments))
+    run = replace(found, config=dynamic_config(found.config, arguments))
     split = "valid" if arguments.val else "test"
     device = f"cuda:{arguments.gpu}" if arguments.gpu >= 0 and torch.cuda.is_available() else "cpu"
     with machine(argparse.Namespace(device=device)) as where:
@@ -39,7 +41,7 @@ def main() -> int:
 
 
 def with_few_segments(
-    run: StageRun, corpus: Corpus, split: str, stage: str | None, segments: int, where: Machine
+    run: RunFolder, corpus: Corpus, split: str, stage: str | None, segments: int, where: Machine
 ) -> dict[str, Any]:
     """The same with gradient statistics of the first ``segments`` segments of every column; not recorded."""
     model, settings = run.load_model(stage, device=where.device), dynamic_settings(run)

@@ -5,10 +5,11 @@ sizes and dropouts, as in the original. Everything else is as the run was traine
 then it holds for this stage, and a notice says so.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-from msgspec.structs import replace
-from options import StageRun, finetune_config, finetune_parser, print_perplexities, run_script, training_device
+import msgspec.structs
+from options import finetune_config, finetune_parser, print_perplexities, run_script, training_device
 
 from highrank.cli.output import notice
 from highrank.cli.stage import interruptible, machine
@@ -26,9 +27,9 @@ def main() -> int:
         notice(f"finetune.py: {text}")
     corpus = corpus_of(run, arguments.data)
     if arguments.continue_train or not run.stage_folder("finetune").exists():
-        write_text(run.path / "config.toml", to_toml(replace(run.config, finetune=config.finetune)))
+        write_text(run.path / "config.toml", to_toml(msgspec.structs.replace(run.config, finetune=config.finetune)))
     with machine(device) as where, interruptible() as ending:
-        finetune(StageRun(run.path, config), corpus, where, resume=arguments.continue_train)
+        finetune(replace(run, config=config), corpus, where, resume=arguments.continue_train)
         print_perplexities(run, corpus, "finetune", where)
     if ending.exit_code:
         print(f"go on with --continue_train --save {run.path}")

@@ -8,7 +8,6 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -27,7 +26,6 @@ from highrank.runs import Config, RunFolder, parse_config
 from highrank.train import Machine
 
 __all__ = [
-    "StageRun",
     "check_data",
     "dynamic_config",
     "dynamic_parser",
@@ -87,17 +85,6 @@ DYNAMIC = (
     Option("bptt", 5, "dynamic.bptt", "time steps of a segment"),
 )
 STAGE_OF_FILE = {"model.pt": "train", "finetune_model.pt": "finetune"}
-
-
-@dataclass(frozen=True)
-class StageRun(RunFolder):
-    """A run folder with other settings for one stage; what the run was started with stays in its file."""
-
-    settings: Config
-
-    @property
-    def config(self) -> Config:
-        return self.settings
 
 
 def training_parser() -> argparse.ArgumentParser:
@@ -203,7 +190,7 @@ def find_model(model: str) -> tuple[RunFolder, str | None]:
     if (path.parent / "config.toml").is_file():
         if path.name not in STAGE_OF_FILE:
             raise UserError(f"{model}: expected FOLDER, FOLDER/model.pt or FOLDER/finetune_model.pt", exit_code=2)
-        return RunFolder(path.parent), STAGE_OF_FILE[path.name]
+        return RunFolder.open(path.parent), STAGE_OF_FILE[path.name]
     if path.is_file():
         raise UserError(
             f"{model}: a file of the original code has to be imported first: with that code save its tensors "

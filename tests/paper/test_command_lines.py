@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from highrank.data import Vocabulary
 from highrank.errors import UserError
 from highrank.runs import Config, RunFolder, find_recipe, read_config, to_toml
 from paper import options
@@ -135,10 +136,9 @@ def test_what_is_not_supported_is_one_line(monkeypatch: pytest.MonkeyPatch, caps
 
 def test_the_name_of_a_model_file_chooses_the_stage(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.toml").write_text("")
+    made = RunFolder.create(run, training("--emsize", "4"), Vocabulary(("a", "<eos>")), None)
     for name, stage in (("finetune_model.pt", "finetune"), ("model.pt", "train"), ("", None)):
-        assert options.find_model(str(run / name)) == (RunFolder(run), stage)
+        assert options.find_model(str(run / name)) == (made, stage)
     with pytest.raises(UserError, match=r"FOLDER/model\.pt or FOLDER/finetune_model\.pt"):
         options.find_model(str(run / "other.pt"))
     (tmp_path / "finetune_model.pt").write_text("a pickle of 2018")
@@ -193,7 +193,7 @@ def test_the_command_lines_run(folder: Path, script: Script, name: str, save: st
 
     script(finetune.replace("PATH_TO_FOLDER", run.name))
     script(dynamic.replace("PATH_TO_FOLDER", run.name))
-    config = RunFolder(run).config
+    config = RunFolder.open(run).config
     assert config.finetune.lr == read_config(find_recipe(name)).finetune.lr
     assert config.finetune.epochs == 1
     results = json.loads((run / "results.json").read_text())
@@ -207,7 +207,8 @@ def test_the_rest_of_what_the_scripts_can(folder: Path, script: Script) -> None:
     small = f"--data data/penn --save MORE {SMALL[0]}"
     script(f"python main.py {small}")
     [run] = folder.glob("MORE-*")
-    config = RunFolder(run).config  # fine-tuning writes its settings there, and does not stand in the way of going on
+    # Fine-tuning writes its settings there, and does not stand in the way of going on.
+    config = RunFolder.open(run).config
     finetuned = msgspec.structs.replace(config, finetune=msgspec.structs.replace(config.finetune, lr=3.0))
     (run / "config.toml").write_text(to_toml(finetuned))
     going_on = script(f"python main.py {small} --save {run.name} --continue_train")

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     run_folder = RunFolder.open(arguments.folder)
     corpus = corpus_of(run_folder, arguments.data)
-    set_later_settings(run_folder, arguments.overrides)
+    run_folder = set_later_settings(run_folder, arguments.overrides)
     with machine(arguments) as where, interruptible() as ending:
         figures = finetune(run_folder, corpus, where, resume=arguments.resume)
     if ending.exit_code:

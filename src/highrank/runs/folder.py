@@ -11,7 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -41,7 +41,15 @@ class TrainedModel(NamedTuple):
 
 @dataclass(frozen=True)
 class RunFolder:
+    """A run folder, with what it was begun with as it stood when it was opened.
+
+    ``facts`` is what run.json holds: versions, command, machine, corpus.
+    """
+
     path: Path
+    config: Config
+    vocabulary: Vocabulary
+    facts: Mapping[str, Any]
 
     @classmethod
     def create(cls, path: Path, config: Config, vocabulary: Vocabulary, corpus: Corpus | None) -> "RunFolder":
@@ -74,29 +82,17 @@ class RunFolder:
             (temporary / "config.toml").write_text(to_toml(config), encoding="utf-8")
             (temporary / "run.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
             vocabulary.save(temporary / "vocabulary.txt")
-        return cls(path)
+        return cls(path, config, vocabulary, facts)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
         if not (path / "config.toml").is_file():
             raise UserError(f"{path}: not a run folder (expected config.toml in it)")
-        return cls(path)
-
-    @property
-    def config(self) -> Config:
-        return read_config(self.path / "config.toml")
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return Vocabulary.load(self.path / "vocabulary.txt")
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What run.json holds: versions, command, corpus."""
         try:
-            return cast("dict[str, Any]", json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+            facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / 'run.json'}: cannot be read ({error})") from error
+            raise UserError(f"{path / 'run.json'}: cannot be read ({error})") from error
+        return cls(path, read_config(path / "config.toml"), Vocabulary.load(path / "vocabulary.txt"), facts)
 
     def stage_folder(self, stage: str) -> Path:
         return self.path / stage
@@ -174,13 +170,14 @@ class RunFolder:
         except ValueError as error:
             raise UserError(f"{path}: not valid JSON ({error})") from error
 
-    def change_config(self, config: Config) -> None:
-        """Replace the configuration, and log what changed."""
+    def change_config(self, config: Config) -> "RunFolder":
+        """The run with another configuration, which is written and logged."""
         before, after = (to_toml(each).splitlines() for each in (self.config, config))
         changes = [f"{old} -> {new}" for old, new in zip(before, after, strict=True) if old != new]
         with explained(self.path):
             write_text(self.path / "config.toml", to_toml(config))
         self.log(f"settings changed: {'; '.join(changes)}")
+        return replace(self, config=config)
 
     def forget_results(self, *names: str) -> None:
         results = {name: result for name, result in self.results.items() if name not in names}

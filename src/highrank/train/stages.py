@@ -74,19 +74,16 @@ def open_or_create(
             f"{path}: the run was started with other settings ({changed}); resume with the same, or start anew"
         )
     run.check_corpus(corpus)
-    if config != begun:
-        run.change_config(config)
-    return run
+    return run.change_config(config) if config != begun else run
 
 
-def set_later_settings(run: RunFolder, overrides: Sequence[str]) -> None:
+def set_later_settings(run: RunFolder, overrides: Sequence[str]) -> RunFolder:
     """Change what a trained run is still free to change: the settings of fine-tuning and dynamic evaluation."""
     begun = run.config
     changed = parse_config(msgspec.to_builtins(begun), source=str(run.path), overrides=overrides)
     if changed != replace(begun, finetune=changed.finetune, dynamic=changed.dynamic):
         raise UserError(f"--set: a trained run can change [finetune] and [dynamic] only, got {' '.join(overrides)}")
-    if changed != begun:
-        run.change_config(changed)
+    return run.change_config(changed) if changed != begun else run
 
 
 def train(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
