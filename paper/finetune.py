@@ -5,35 +5,55 @@ sizes and dropouts, as in the original. Everything else is as the run was traine
 then it holds for this stage, and a notice says so.
 """
 
+import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec.structs
-from options import finetune_config, finetune_parser, print_perplexities, run_script, training_device
+from options import (
+    finetune_config,
+    finetune_parser,
+    gpus,
+    print_perplexities,
+    run_script,
+    training_device,
+    workers_for,
+)
 
+from highrank.cli.launch import launch, launched
 from highrank.cli.output import notice
 from highrank.cli.stage import interruptible, machine
 from highrank.files import write_text
-from highrank.runs import RunFolder, to_toml
+from highrank.runs import Config, RunFolder, to_toml
 from highrank.train import corpus_of, finetune
 
 
 def main() -> int:
     arguments = finetune_parser().parse_args()
     device = training_device(arguments)
-    run = RunFolder.open(Path(arguments.save))
-    config, notices = finetune_config(run.config, arguments)
-    for text in notices:
-        notice(f"finetune.py: {text}")
-    corpus = corpus_of(run, arguments.data)
-    if arguments.continue_train or not run.stage_folder("finetune").exists():
-        write_text(run.path / "config.toml", to_toml(msgspec.structs.replace(run.config, finetune=config.finetune)))
-    with machine(device) as where, interruptible() as ending:
-        finetune(replace(run, config=config), corpus, where, resume=arguments.continue_train)
+    config, notices = finetune_config(RunFolder.open(Path(arguments.save)).config, arguments)
+    if not launched():
+        for text in notices:
+            notice(f"finetune.py: {text}")
+        if (workers := workers_for(config, gpus(arguments))) > 1:
+            return launch(sys.argv, workers)
+    with machine(device) as where, interruptible(where) as ending:
+        run = where.workers.first(lambda: open_run(arguments, config))
+        corpus = corpus_of(run, arguments.data)
+        finetune(run, corpus, where, resume=arguments.continue_train)
         print_perplexities(run, corpus, "finetune", where)
-    if ending.exit_code:
+    if ending.exit_code and where.workers.is_first:
         print(f"go on with --continue_train --save {run.path}")
     return ending.exit_code
+
+
+def open_run(arguments: argparse.Namespace, config: Config) -> RunFolder:
+    """The run with the settings of this stage, of which [finetune] is written down in it."""
+    run = RunFolder.open(Path(arguments.save))
+    if arguments.continue_train or not run.stage_folder("finetune").exists():
+        write_text(run.path / "config.toml", to_toml(msgspec.structs.replace(run.config, finetune=config.finetune)))
+    return replace(run, config=config)
 
 
 if __name__ == "__main__":

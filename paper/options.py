@@ -5,6 +5,7 @@ Shared by the scripts beside it. Options may be abbreviated (``--epoch``), as th
 
 import argparse
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ import highrank.cli.environment  # noqa: F401, I001 - before PyTorch is loaded
 import msgspec
 import torch
 
-from highrank.cli.output import notice
+from highrank.cli.launch import report
 from highrank.data import Corpus
 from highrank.errors import UserError
 from highrank.evaluate import evaluate_run
@@ -32,11 +33,14 @@ __all__ = [
     "find_model",
     "finetune_config",
     "finetune_parser",
+    "gpus",
     "print_perplexities",
     "run_script",
+    "shared",
     "training_config",
     "training_device",
     "training_parser",
+    "workers_for",
 ]
 
 
@@ -212,18 +216,50 @@ def training_device(arguments: argparse.Namespace) -> argparse.Namespace:
     """What ``highrank.cli.stage.machine`` asks for; refuses what is not there, and says what is not used."""
     if arguments.model != "LSTM":
         raise UserError(f"--model {arguments.model}: only LSTM, the paper's model, is supported", exit_code=2)
-    if arguments.cuda and not arguments.single_gpu and torch.cuda.device_count() > 1:
-        notice("several GPUs are visible, one is used: the others have to wait until data parallelism exists")
     return argparse.Namespace(device="auto" if arguments.cuda else "cpu")
+
+
+def gpus(arguments: argparse.Namespace) -> int:
+    """How many GPUs a command line asks for: all that are visible, but for --single_gpu."""
+    return max(1, torch.cuda.device_count()) if arguments.cuda and not arguments.single_gpu else 1
+
+
+def shared(config: Config, gpus: int) -> Config:
+    """The configuration with micro-batches for so many GPUs to share: the original cut each batch among them too."""
+    batch, widest = config.train.batch, config.micro_batch
+    # The columns that the busiest GPU has to walk; of equal ones the widest micro-batch, for it has the fewest passes.
+    micro = min(
+        (columns for columns in range(widest, 0, -1) if widest % columns == 0),
+        key=lambda columns: math.ceil(batch / columns / gpus) * columns,
+    )
+    if micro == widest:
+        return config
+    return msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, micro_batch=micro))
+
+
+def workers_for(config: Config, gpus: int) -> int:
+    """How many of so many GPUs have a micro-batch to work on."""
+    return min(gpus, config.train.batch // config.micro_batch)
 
 
 def print_perplexities(run: RunFolder, corpus: Corpus, stage: str, where: Machine) -> None:
     """Of the best model of a stage: exact, and as the original counted."""
     for split in ("valid", "test"):
         exact, paper = (
-            evaluate_run(run, corpus, split, stage=stage, paper=paper, device=where.device, display=where.display)
+            evaluate_run(
+                run,
+                corpus,
+                split,
+                stage=stage,
+                paper=paper,
+                device=where.device,
+                display=where.display,
+                workers=where.workers,
+            )
             for paper in (False, True)
         )
+        if not where.workers.is_first:
+            continue
         print(
             f"{stage}, {split}: perplexity {exact['perplexity']:.2f} over every predicted token; "
             f"{paper['perplexity']:.2f} as the original counts (batch {paper['batch']}, a little low)"
@@ -234,7 +270,7 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        report(error, program=Path(sys.argv[0]).name)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -248,7 +284,7 @@ def _add(parser: argparse.ArgumentParser, option: Option, default: Any) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="LSTM", help="only LSTM")
     parser.add_argument("--cuda", action="store_false", help="do NOT use a GPU")
-    parser.add_argument("--single_gpu", action="store_true", help="one GPU, without a notice about the others")
+    parser.add_argument("--single_gpu", action="store_true", help="one GPU, though others are visible")
     parser.add_argument("--continue_train", action="store_true", help="go on with the run folder in --save")
     parser.add_argument("--log-interval", type=int, default=200, help="no effect")
 

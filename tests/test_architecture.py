@@ -22,7 +22,7 @@ LAYERS = (
     ("heads",),
     ("functional",),
     ("ops",),
-    ("files", "random", "progress"),
+    ("files", "random", "progress", "workers"),
     ("errors",),
 )
 HEIGHT = {package: -line for line, packages in enumerate(LAYERS) for package in packages}

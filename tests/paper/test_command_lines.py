@@ -120,18 +120,32 @@ def test_what_finetuning_takes_over_and_what_it_changes() -> None:
     assert "--dropouth 0.5 has no effect" in notices[1]
 
 
-def test_what_is_not_supported_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_supported_is_one_line() -> None:
     with pytest.raises(UserError, match="--model GRU: only LSTM"):
         options.training_device(options.training_parser().parse_args(["--model", "GRU"]))
     with pytest.raises(UserError, match="micro_batch: expected a divisor"):
         training("--small_batch_size", "7")
     with pytest.raises(UserError, match=r"no such folder; get_data\.sh puts"):
         options.check_data("nowhere")
+
+
+def test_all_visible_gpus_share_the_work_without_single_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    options.training_device(options.training_parser().parse_args(["--single_gpu"]))
-    assert capsys.readouterr().err == ""
-    options.training_device(options.training_parser().parse_args([]))
-    assert capsys.readouterr().err.count("\n") == 1
+
+    def shared(*words: str) -> tuple[int, int]:
+        """Columns of a micro-batch, and workers."""
+        count = options.gpus(options.training_parser().parse_args(words))
+        config = options.shared(training(*words), count)
+        return config.micro_batch, options.workers_for(config, count)
+
+    whole = ("--batch_size", "15", "--small_batch_size", "15")
+    assert shared(*whole, "--single_gpu") == (15, 1)
+    assert shared(*whole, "--cuda") == (15, 1)  # which switches the GPU off
+    assert shared(*whole) == (5, 3)
+    assert shared("--batch_size", "15", "--small_batch_size", "5") == (5, 3)
+    assert shared("--batch_size", "12") == (4, 3)
+    assert shared("--batch_size", "20") == (1, 3)  # seven columns for the busiest, as it has to be
+    assert shared("--batch_size", "2") == (1, 2)
 
 
 def test_the_name_of_a_model_file_chooses_the_stage(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from highrank.cli.options import (
     add_run_argument,
     add_split_option,
     add_stage_option,
+    add_workers_options,
     positive_int,
 )
 from highrank.cli.output import add_json_option, print_result
@@ -55,29 +56,41 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="leave DropConnect on, only to measure the defect of the 2018 port; the result is not recorded",
     )
     add_device_option(parser)
+    add_workers_options(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from highrank.cli.stage import machine
-    from highrank.evaluate import dynamic_evaluate_run, dynamic_settings
+    from highrank.evaluate import dynamic_evaluate_run, dynamic_settings, prepare_statistics
     from highrank.runs import RunFolder
     from highrank.train import corpus_of
 
-    run_folder = RunFolder.open(arguments.folder)
-    corpus = corpus_of(run_folder, arguments.data)
-    settings = dynamic_settings(
-        run_folder,
-        lamb=arguments.lamb,
-        lr=arguments.lr,
-        epsilon=arguments.epsilon,
-        bptt=arguments.bptt,
-        mean_square=arguments.mean_square,
-        weight_dropout_seed=run_folder.config.train.seed if arguments.keep_weight_drop else None,
-    )
     splits = ("valid", "test") if arguments.search else (arguments.split,)
     with machine(arguments) as where:
+        run_folder = where.workers.first(lambda: RunFolder.open(arguments.folder))
+        corpus = corpus_of(run_folder, arguments.data)
+        settings = dynamic_settings(
+            run_folder,
+            lamb=arguments.lamb,
+            lr=arguments.lr,
+            epsilon=arguments.epsilon,
+            bptt=arguments.bptt,
+            mean_square=arguments.mean_square,
+            weight_dropout_seed=run_folder.config.train.seed if arguments.keep_weight_drop else None,
+        )
+        prepare_statistics(
+            run_folder,
+            corpus,
+            settings,
+            stage=arguments.stage,
+            device=where.device,
+            display=where.display,
+            workers=where.workers,
+        )
+        if not where.workers.is_first:
+            return 0  # the walk over the text is one worker's
         result = dynamic_evaluate_run(
             run_folder,
             corpus,

@@ -8,6 +8,7 @@ from highrank.cli.options import (
     add_run_argument,
     add_split_option,
     add_stage_option,
+    add_workers_options,
     positive_int,
 )
 from highrank.cli.output import add_json_option, print_result
@@ -37,6 +38,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--paper", action="store_true", help="the original's batches and its way of counting, which is a little low"
     )
     add_device_option(parser)
+    add_workers_options(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -47,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     from highrank.runs import RunFolder
     from highrank.train import corpus_of
 
-    run_folder = RunFolder.open(arguments.folder)
-    corpus = corpus_of(run_folder, arguments.data)
     with machine(arguments) as where:
+        run_folder = where.workers.first(lambda: RunFolder.open(arguments.folder))
+        corpus = corpus_of(run_folder, arguments.data)
         result = evaluate_run(
             run_folder,
             corpus,
@@ -59,7 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
             paper=arguments.paper,
             device=where.device,
             display=where.display,
+            workers=where.workers,
         )
+    if not where.workers.is_first:
+        return 0
     counted = " (counted as in the paper's code)" if arguments.paper else ""
     line = (
         f"{result['stage']}, {result['split']}: perplexity {result['perplexity']:.2f}, "

@@ -8,6 +8,7 @@ from highrank.cli.options import (
     add_run_argument,
     add_set_option,
     add_training_options,
+    add_workers_options,
 )
 from highrank.cli.output import add_json_option, print_result
 from highrank.cli.train import best_lines
@@ -26,6 +27,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_set_option(parser, "change a setting of the run, of [finetune] or [dynamic] only")
     add_training_options(parser)
     add_device_option(parser)
+    add_workers_options(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -35,12 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
     from highrank.runs import RunFolder
     from highrank.train import corpus_of, finetune, set_later_settings
 
-    run_folder = RunFolder.open(arguments.folder)
-    corpus = corpus_of(run_folder, arguments.data)
-    run_folder = set_later_settings(run_folder, arguments.overrides)
-    with machine(arguments) as where, interruptible() as ending:
+    with machine(arguments) as where, interruptible(where) as ending:
+        run_folder = where.workers.first(
+            lambda: set_later_settings(RunFolder.open(arguments.folder), arguments.overrides)
+        )
+        corpus = corpus_of(run_folder, arguments.data)
         figures = finetune(run_folder, corpus, where, resume=arguments.resume)
-    if ending.exit_code:
+    if ending.exit_code or not where.workers.is_first:
         return ending.exit_code
     result = {"run": str(run_folder.path), "stage": "finetune"} | figures
     print_result(result, best_lines("fine-tuned", figures), as_json=arguments.json)

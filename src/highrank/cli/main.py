@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import highrank.cli.environment  # noqa: F401 - before anything loads PyTorch
 from highrank import __version__
 from highrank.cli import data, dynamic_eval, evaluate, finetune, generate, import_model, run, train
+from highrank.cli.launch import launch, launched, report, restarted
 from highrank.errors import UserError
 
 __all__ = ["main"]
@@ -28,11 +29,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 wrong use, 128 + n stopped by signal n after saving."""
+    argv = sys.argv[1:] if argv is None else argv
     arguments = make_parser().parse_args(argv)
+    if getattr(arguments, "workers", 1) > 1 and not launched():
+        return launch(["-m", "highrank", *argv], arguments.workers)
+    if restarted() and hasattr(arguments, "resume"):
+        arguments.resume = True  # the launcher says the same words again, and means: go on
     try:
         return int(arguments.run(arguments))
     except UserError as error:
-        print(f"highrank: {error}", file=sys.stderr)
+        report(error)
         return error.exit_code
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported here

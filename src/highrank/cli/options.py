@@ -13,6 +13,7 @@ __all__ = [
     "add_split_option",
     "add_stage_option",
     "add_training_options",
+    "add_workers_options",
     "not_negative",
     "positive_int",
 ]
@@ -42,6 +43,24 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+
+
+def add_workers_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="processes on this machine that share the work, a GPU each where there are GPUs (default: %(default)s); "
+        "across machines use torchrun",
+    )
+    parser.add_argument(
+        "--worker-timeout",
+        type=positive_int,
+        default=300,
+        metavar="S",
+        help="seconds that a worker waits for another one before it counts as lost (default: %(default)s)",
+    )
 
 
 def add_split_option(parser: "argparse.ArgumentParser | argparse._MutuallyExclusiveGroup") -> None:

@@ -2,7 +2,13 @@
 
 import argparse
 
-from highrank.cli.options import add_data_option, add_device_option, add_recipe_options, add_training_options
+from highrank.cli.options import (
+    add_data_option,
+    add_device_option,
+    add_recipe_options,
+    add_training_options,
+    add_workers_options,
+)
 from highrank.cli.output import add_json_option, print_result
 from highrank.cli.train import read_recipe
 
@@ -21,6 +27,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_data_option(parser)
     add_training_options(parser)
     add_device_option(parser)
+    add_workers_options(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -33,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         evaluate_run,
         generate_text,
         has_dynamic_result,
+        prepare_statistics,
     )
     from highrank.report import summary_lines, summary_rows
     from highrank.runs import load
@@ -40,19 +48,38 @@ def run(arguments: argparse.Namespace) -> int:
 
     config, out = read_recipe(arguments)
     corpus = corpus_for(config, arguments.data)
-    with machine(arguments) as where, interruptible() as ending:
-        folder = open_or_create(out, config, corpus, resume=arguments.resume, notice=where.display.message)
+    with machine(arguments) as where, interruptible(where) as ending:
+        workers = where.workers
+        folder = workers.first(
+            lambda: open_or_create(
+                out,
+                config,
+                corpus,
+                resume=arguments.resume,
+                workers=workers.count,
+                notice=where.display.message,
+            )
+        )
         where.display.message(f"run folder: {out}")
         # Each step knows whether it is done, so that a resumed run goes on where it stopped.
         for stage, step in (("train", train), ("finetune", finetune)):
             step(folder, corpus, where, resume=arguments.resume)
             for split in ("valid", "test"):
-                if split not in folder.results[stage]:
+                if split not in workers.first(lambda: folder.results)[stage]:
                     result = evaluate_run(
-                        folder, corpus, split, stage=stage, device=where.device, display=where.display
+                        folder,
+                        corpus,
+                        split,
+                        stage=stage,
+                        device=where.device,
+                        display=where.display,
+                        workers=workers,
                     )
                     where.display.message(f"{stage}: {split} perplexity {result['perplexity']:.2f}")
         settings, splits = dynamic_settings(folder), ("valid", "test")
+        prepare_statistics(folder, corpus, settings, device=where.device, display=where.display, workers=workers)
+        if not workers.is_first:
+            return 0  # the walk over the text, and all that follows, is one worker's
         if not has_dynamic_result(folder, folder.last_stage(), settings, *splits):
             dynamic_evaluate_run(folder, corpus, splits, settings, device=where.device, display=where.display)
     if ending.exit_code:

@@ -1,13 +1,14 @@
 """What commands that compute have in common: a device, a display, and an ending by a signal."""
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from highrank.cli.display import ConsoleDisplay
+from highrank.progress import SILENT
 from highrank.runs import choose_device
 from highrank.train import Interrupted, Machine
+from highrank.workers import join_workers
 
 __all__ = ["Ending", "interruptible", "machine"]
 
@@ -20,16 +21,22 @@ class Ending:
 
 @contextmanager
 def machine(arguments: argparse.Namespace) -> Iterator[Machine]:
+    """Where the command computes, and with whom. What is shown, the first worker shows."""
     device = choose_device(arguments.device)
-    with ConsoleDisplay() as display:
-        yield Machine(device, 60 * getattr(arguments, "checkpoint_minutes", 10.0), display)
+    checkpoint_every_s = 60 * getattr(arguments, "checkpoint_minutes", 10.0)
+    with join_workers(getattr(arguments, "worker_timeout", 300)) as workers:
+        if not workers.is_first:
+            yield Machine(device, checkpoint_every_s, SILENT, workers)
+            return
+        with ConsoleDisplay() as display:
+            yield Machine(device, checkpoint_every_s, display, workers)
 
 
 @contextmanager
-def interruptible() -> Iterator[Ending]:
+def interruptible(where: Machine) -> Iterator[Ending]:
     ending = Ending()
     try:
         yield ending
     except Interrupted as interruption:
-        print(f"highrank: {interruption}", file=sys.stderr)
+        where.display.message(f"highrank: {interruption}")
         ending.exit_code = interruption.exit_code

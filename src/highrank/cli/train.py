@@ -5,7 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from highrank.cli.options import add_data_option, add_device_option, add_recipe_options, add_training_options
+from highrank.cli.options import (
+    add_data_option,
+    add_device_option,
+    add_recipe_options,
+    add_training_options,
+    add_workers_options,
+)
 from highrank.cli.output import add_json_option, print_result
 
 if TYPE_CHECKING:
@@ -21,6 +27,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_data_option(parser)
     add_training_options(parser)
     add_device_option(parser)
+    add_workers_options(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved configuration and what it will cost; write nothing"
     )
@@ -38,11 +45,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     corpus = corpus_for(config, arguments.data)
     with machine(arguments) as where:
-        run_folder = open_or_create(out, config, corpus, resume=arguments.resume, notice=where.display.message)
+        run_folder = where.workers.first(
+            lambda: open_or_create(
+                out,
+                config,
+                corpus,
+                resume=arguments.resume,
+                workers=where.workers.count,
+                notice=where.display.message,
+            )
+        )
         where.display.message(f"run folder: {out}")
-        with interruptible() as ending:
+        with interruptible(where) as ending:
             figures = train(run_folder, corpus, where, resume=arguments.resume)
-    if ending.exit_code:
+    if ending.exit_code or not where.workers.is_first:
         return ending.exit_code
     print_result({"run": str(out), "stage": "train"} | figures, best_lines("trained", figures), as_json=arguments.json)
     return 0

@@ -2,7 +2,13 @@
 
 from highrank.evaluate.dynamic import DynamicSettings, GradientStatistics, dynamic_evaluate, gradient_statistics
 from highrank.evaluate.generate import Sampling, generate, generate_text
-from highrank.evaluate.of_run import dynamic_evaluate_run, dynamic_settings, evaluate_run, has_dynamic_result
+from highrank.evaluate.of_run import (
+    dynamic_evaluate_run,
+    dynamic_settings,
+    evaluate_run,
+    has_dynamic_result,
+    prepare_statistics,
+)
 from highrank.evaluate.perplexity import Evaluation, evaluate
 from highrank.evaluate.search import Trial, search_settings
 
@@ -21,5 +27,6 @@ __all__ = [
     "generate_text",
     "gradient_statistics",
     "has_dynamic_result",
+    "prepare_statistics",
     "search_settings",
 ]

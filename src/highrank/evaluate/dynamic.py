@@ -23,6 +23,7 @@ from highrank.errors import UserError
 from highrank.evaluate.perplexity import Evaluation
 from highrank.models import LanguageModel, State, detached, seed_dropouts, without_dropout
 from highrank.progress import SILENT, Display
+from highrank.workers import ALONE, Workers
 
 __all__ = ["DynamicSettings", "GradientStatistics", "dynamic_evaluate", "gradient_statistics"]
 
@@ -61,10 +62,12 @@ def gradient_statistics(
     bptt: int = 5,
     weight_dropout_seed: int | None = None,
     display: Display = SILENT,
+    workers: Workers = ALONE,
 ) -> GradientStatistics:
     """Squared gradients of the mean loss of each segment of the training text, without dropout, weights fixed.
 
-    The text is walked in ``batch`` columns with the state carried. Source: Krause et al. 2017, section 4.
+    The text is walked in ``batch`` columns with the state carried. Of several ``workers`` each carries the state
+    through the whole text, and has the gradients of its share of the segments. Source: Krause et al. 2017, section 4.
     """
     columns = Columns(tokens, batch, what="train.txt", shortest=SHORTEST_TRAINING_COLUMN)
     named = dict(model.named_parameters())
@@ -79,13 +82,20 @@ def gradient_statistics(
                 break  # the original leaves out a last segment of one prediction
             if weight_dropout_seed is not None:
                 seed_dropouts(model, weight_dropout_seed, segments, 0)
+            segments += 1
+            if workers.owner(segments) != workers.rank:
+                with torch.no_grad():
+                    state = model.backbone(segment.tokens.to(loss_sum.device), state).state
+                continue
             loss, gradients, state = _score(model, parameters, segment, state)
             torch._foreach_addcmul_(squares, gradients, gradients)
-            segments += 1
             done += segment.target.numel()
             loss_sum += loss.double() * segment.target.numel()
-            if segments % SHOW_EVERY == 0:  # a reading makes a GPU wait
-                display.progress("gradient statistics", done, columns.predicted_tokens, loss_sum.item() / done)
+            if display is not SILENT and segments % SHOW_EVERY < workers.count:  # a reading makes a GPU wait
+                display.progress(
+                    "gradient statistics", done * workers.count, columns.predicted_tokens, loss_sum.item() / done
+                )
+    workers.add_up(squares)
     return GradientStatistics(dict(zip(named, squares, strict=True)), segments)
 
 

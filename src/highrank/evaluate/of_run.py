@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,8 +19,16 @@ from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
 from highrank.runs import RunFolder, parse_config
 from highrank.runs.tensors import read_tensors, write_tensors
+from highrank.workers import ALONE, Workers
 
-__all__ = ["SPLITS", "dynamic_evaluate_run", "dynamic_settings", "evaluate_run", "has_dynamic_result"]
+__all__ = [
+    "SPLITS",
+    "dynamic_evaluate_run",
+    "dynamic_settings",
+    "evaluate_run",
+    "has_dynamic_result",
+    "prepare_statistics",
+]
 
 SPLITS = ("train", "valid", "test")
 PAPER_BATCH = {"train": 10, "valid": 10, "test": 1}
@@ -35,21 +44,24 @@ def evaluate_run(
     paper: bool = False,
     device: torch.device | str = "cpu",
     display: Display = SILENT,
+    workers: Workers = ALONE,
 ) -> dict[str, Any]:
     """Loss and perplexity of the best model of a stage on a split; recorded if exact (batch 1, every token).
 
     ``paper``: the original's batches (10 for validation, 1 for test) and its way of counting, which is a little low.
     """
     run.check_corpus(corpus)
-    stage = stage or run.last_stage()
-    model = run.load_model(stage, device=device)
+    stage = stage or workers.first(run.last_stage)
+    model = run.load_model(stage, device=device, workers=workers)
     batch = PAPER_BATCH[split] if paper else batch
-    evaluation = evaluate(model, corpus.tokens[split], batch=batch, what=f"{stage}: {split}", display=display)
+    evaluation = evaluate(
+        model, corpus.tokens[split], batch=batch, what=f"{stage}: {split}", display=display, workers=workers
+    )
     if paper:
         evaluation = evaluation.in_the_paper_way(batch)
     result = _as_result(evaluation) | {"batch": batch, "counted": "paper" if paper else "every predicted token"}
     if batch == 1 and not paper:
-        run.add_result(stage, {split: result})
+        workers.first(lambda: run.add_result(stage, {split: result}))
     return {"run": str(run.path), "stage": stage, "split": split} | result
 
 
@@ -111,6 +123,25 @@ def dynamic_evaluate_run(
     return result
 
 
+def prepare_statistics(
+    run: RunFolder,
+    corpus: Corpus,
+    settings: DynamicSettings,
+    *,
+    stage: str | None = None,
+    device: torch.device | str = "cpu",
+    display: Display = SILENT,
+    workers: Workers = ALONE,
+) -> None:
+    """Let several ``workers`` compute the gradient statistics that ``dynamic_evaluate_run`` will find in the run."""
+    if workers.count == 1:
+        return  # it computes them itself
+    run.check_corpus(corpus)
+    stage = stage or workers.first(run.last_stage)
+    model = run.load_model(stage, device=device, workers=workers)
+    _cached_statistics(run, stage, model, corpus, settings, display, workers)
+
+
 def has_dynamic_result(run: RunFolder, stage: str, settings: DynamicSettings, *splits: str) -> bool:
     """Is the recorded dynamic evaluation of this stage, with these settings, and has it these splits?"""
     recorded = run.results.get("dynamic", {})
@@ -125,12 +156,13 @@ def _cached_statistics(
     corpus: Corpus,
     settings: DynamicSettings,
     display: Display,
+    workers: Workers = ALONE,
 ) -> GradientStatistics:
     """The pass over the training text, once for a model, a text and its settings."""
     tokens = corpus.tokens["train"]
     batch = min(run.config.dynamic.batch, max(1, len(tokens) // SHORTEST_TRAINING_COLUMN))  # for very short texts
     facts = [
-        file_sha256(run.best_model_path(stage)),
+        workers.first(lambda: file_sha256(run.best_model_path(stage))),
         corpus.sha256["train"],
         len(tokens),
         batch,
@@ -139,15 +171,9 @@ def _cached_statistics(
     ]
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     path = run.stage_folder(stage) / f"gradient-statistics-{key}.safetensors"
-    if path.exists():
-        try:
-            tensors = read_tensors(path)
-            segments = int(tensors.pop("segments"))
-            device = next(model.parameters()).device
-            squares = {name: tensors[name].to(device) for name, _ in model.named_parameters()}
-            return GradientStatistics(squares, segments)
-        except (UserError, KeyError) as error:
-            display.message(f"computing the gradient statistics again: {path} cannot be used ({error})")
+    known = workers.first(lambda: _read_statistics(path, model, display))
+    if known is not None:
+        return known
     statistics = gradient_statistics(
         model,
         tokens,
@@ -155,10 +181,28 @@ def _cached_statistics(
         bptt=settings.bptt,
         weight_dropout_seed=settings.weight_dropout_seed,
         display=display,
+        workers=workers,
     )
+    workers.first(lambda: _write_statistics(path, statistics))
+    return statistics
+
+
+def _read_statistics(path: Path, model: LanguageModel, display: Display) -> GradientStatistics | None:
+    if not path.exists():
+        return None
+    try:
+        tensors = read_tensors(path)
+        segments = int(tensors.pop("segments"))
+        squares = {name: tensors[name].to(parameter.device) for name, parameter in model.named_parameters()}
+        return GradientStatistics(squares, segments)
+    except (UserError, KeyError) as error:
+        display.message(f"computing the gradient statistics again: {path} cannot be used ({error})")
+        return None
+
+
+def _write_statistics(path: Path, statistics: GradientStatistics) -> None:
     with explained(path), new_file(path) as temporary:
         write_tensors(temporary, {**statistics.squares, "segments": torch.tensor(statistics.segments)})
-    return statistics
 
 
 def _as_result(evaluation: Evaluation) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from highrank.data.batches import Columns
-from highrank.models import LanguageModel, detached
+from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
+from highrank.workers import ALONE, Workers
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -44,12 +45,14 @@ def evaluate(
     segment: int = 0,
     what: str = "text",
     display: Display = SILENT,
+    workers: Workers = ALONE,
 ) -> Evaluation:
     """Mean loss of ``model`` over a text, with the state carried through.
 
     With ``batch`` 1 every token but the first is predicted with all the text before it; a larger batch is faster, cuts
     the context at the column borders and drops the remainder. ``segment`` (time steps at once; 0 chooses) changes
-    speed and memory, not the result.
+    speed and memory, not the result. Of several ``workers`` each carries the state through the whole text, and scores
+    its share of the segments.
     """
     started = time.perf_counter()
     columns = Columns(tokens, batch, what=what)
@@ -61,13 +64,18 @@ def evaluate(
         state = model.initial_state(batch)
         total = torch.zeros((), dtype=torch.float64, device=device)
         done = 0
-        for part in columns.segments(segment):
+        for index, part in enumerate(columns.segments(segment)):
+            if workers.owner(index) != workers.rank:
+                state = model.backbone(part.tokens.to(device), state).state
+                continue
             output = model(part.tokens.to(device), part.target.to(device), state, reduction="none")
-            state = detached(output.state)
+            state = output.state
             total += output.loss.sum(dtype=torch.float64)
             done += part.target.numel()
             if display is not SILENT:
-                display.progress(what, done, columns.predicted_tokens, total.item() / done)
-        return Evaluation.of(total.item() / done, done, started)
+                display.progress(what, done * workers.count, columns.predicted_tokens, total.item() / done)
+        workers.add_up([total])
+        predicted = columns.predicted_tokens
+        return Evaluation.of(total.item() / predicted, predicted, started)
     finally:
         model.train(training)

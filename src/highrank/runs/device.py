@@ -1,5 +1,7 @@
 """Which device a command uses."""
 
+import os
+
 import torch
 
 from highrank.errors import UserError
@@ -10,7 +12,9 @@ __all__ = ["choose_device", "describe_device"]
 def choose_device(name: str = "auto") -> torch.device:
     """``auto`` takes the GPU if there is one. Raises UserError for a device that this machine or highrank lacks."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # a launcher's: a GPU for each worker of this machine
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
@@ -22,12 +26,14 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def describe_device(device: torch.device | str) -> str:
+def describe_device(device: torch.device | str, workers: int = 1) -> str:
     """What computes, for the run's log: bits may differ between any two of these."""
     device = torch.device(device)
+    of_many = f", the first of {workers} workers" if workers > 1 else ""
     if device.type != "cuda":
-        return f"torch {torch.__version__} on {device.type}, {torch.get_num_threads()} threads"
+        return f"torch {torch.__version__} on {device.type}, {torch.get_num_threads()} threads{of_many}"
     return (
         f"torch {torch.__version__} on {device} ({torch.cuda.get_device_name(device)}), CUDA {torch.version.cuda}, "
         f"cuDNN {torch.backends.cudnn.version()}, TF32 in cuDNN {'on' if torch.backends.cudnn.allow_tf32 else 'off'}"
+        f"{of_many}"
     )

@@ -26,6 +26,7 @@ from highrank.models import LanguageModel
 from highrank.runs.build import build_model
 from highrank.runs.config import Config, read_config, to_toml
 from highrank.runs.tensors import put_model_tensors, read_tensors, write_tensors
+from highrank.workers import ALONE, Workers
 
 __all__ = ["STAGES", "RunFolder", "TrainedModel", "load"]
 
@@ -113,15 +114,20 @@ class RunFolder:
         with explained(path), new_file(path) as temporary:
             write_tensors(temporary, tensors)
 
-    def load_model(self, stage: str | None = None, *, device: torch.device | str = "cpu") -> LanguageModel:
-        """The best model of a stage (default: of the last one), in evaluation mode."""
-        stage = stage or self.last_stage()
+    def load_model(
+        self, stage: str | None = None, *, device: torch.device | str = "cpu", workers: Workers = ALONE
+    ) -> LanguageModel:
+        """The best model of a stage (default: of the last one), in evaluation mode, on each of the ``workers``."""
+        path, tensors = workers.first(lambda: self._best_tensors(stage or self.last_stage()))
+        model = build_model(self.config, len(self.vocabulary))
+        put_model_tensors(model, tensors, source=path)
+        return model.to(device).eval()
+
+    def _best_tensors(self, stage: str) -> tuple[Path, dict[str, Tensor]]:
         path = self.best_model_path(stage)
         if not path.exists():
             raise UserError(f"{self.path}: the stage {stage!r} has no model yet; run it first")
-        model = build_model(self.config, len(self.vocabulary))
-        put_model_tensors(model, read_tensors(path), source=path)
-        return model.to(device).eval()
+        return path, read_tensors(path)
 
     def check_corpus(self, corpus: Corpus) -> None:
         """Raises UserError if this is not the text that the run was trained on."""
@@ -136,6 +142,11 @@ class RunFolder:
                     f"{corpus.folder}: {split}.txt has changed since the run {self.path} was started "
                     f"(sha256 {corpus.sha256[split][:12]}, was {expected[:12]}); restore it, or start a new run"
                 )
+
+    def begin_stage(self, stage: str, line: str) -> None:
+        """Make the stage's folder, if need be, and log ``line``."""
+        self.stage_folder(stage).mkdir(exist_ok=True)
+        self.log(f"{stage}: {line}")
 
     def log(self, line: str) -> None:
         with (self.path / "log.txt").open("a", encoding="utf-8") as file:

@@ -18,14 +18,10 @@ class Interrupted(Exception):  # noqa: N818 - not an error: it ended as it was a
 
 
 class StopRequest:
-    """Which signal asked to stop, if any."""
+    """The number of the signal that asked to stop; 0 if none did."""
 
     def __init__(self) -> None:
-        self.signal_number: int | None = None
-
-    @property
-    def requested(self) -> bool:
-        return self.signal_number is not None
+        self.signal_number = 0
 
 
 @contextmanager

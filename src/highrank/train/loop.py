@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from highrank.data import Corpus
 from highrank.data.batches import SHORTEST_TRAINING_COLUMN, Columns, segment_length
@@ -14,15 +15,16 @@ from highrank.evaluate import evaluate
 from highrank.files import file_sha256, remove_leftovers
 from highrank.progress import SILENT, Display
 from highrank.random import derived_seed
-from highrank.runs import Config, RunFolder, build_model, describe_device, latest_checkpoint
+from highrank.runs import Checkpoint, Config, RunFolder, build_model, describe_device, latest_checkpoint
 from highrank.runs.tensors import model_tensors, put_model_tensors, read_tensors
 from highrank.train.interruption import Interrupted, StopRequest, stop_on_signal
 from highrank.train.optimizer import averaged_weights, is_stalled
 from highrank.train.recorder import Recorder
 from highrank.train.state import StageState
 from highrank.train.update import update
+from highrank.workers import ALONE, Workers
 
-__all__ = ["StageSettings", "train_stage", "training_columns"]
+__all__ = ["StageSettings", "check_workers", "train_stage", "training_columns"]
 
 CHECK_EVERY_S = 0.5  # how often the loss is read: a reading makes a GPU wait
 RECORD_EVERY_STEPS = 50
@@ -56,6 +58,17 @@ def training_columns(config: Config, corpus: Corpus) -> Columns:
     return Columns(corpus.tokens["train"], config.train.batch, what="train.txt", shortest=SHORTEST_TRAINING_COLUMN)
 
 
+def check_workers(config: Config, workers: int) -> None:
+    """Raises UserError if there are more workers than micro-batches for them to share."""
+    micro_batches = config.train.batch // config.micro_batch
+    if workers > micro_batches:
+        raise UserError(
+            f"{workers} workers, but an update has {micro_batches} micro-batches to share: take fewer, or start "
+            f"a run with a smaller train.micro_batch, a divisor of train.batch {config.train.batch}",
+            exit_code=2,
+        )
+
+
 def train_stage(
     run: RunFolder,
     stage: str,
@@ -65,23 +78,26 @@ def train_stage(
     resume: bool = False,
     checkpoint_every_s: float = 600.0,
     display: Display = SILENT,
+    workers: Workers = ALONE,
 ) -> dict[str, Any]:
     """Run a stage ("train" or "finetune") of ``run`` to its end; with ``resume`` from its last checkpoint, if any.
 
+    Several ``workers`` share the micro-batches of each update. Only the first one needs the run's folder.
     Returns best_epoch, valid_loss_nats and valid_perplexity of the best model, and epochs, updates, elapsed_s.
     Raises Interrupted, after saving, if a signal asked to stop; UserError if the loss is lost (nan, or exploding).
     """
     config = run.config
-    remove_leftovers(run.path, run.stage_folder(stage))
-    state = _first_state(run, stage, config, device)
+    workers.first(lambda: check_workers(config, workers.count))
+    workers.first(lambda: remove_leftovers(run.path, run.stage_folder(stage)))
+    state = _first_state(run, stage, config, device, workers)
     if resume:
-        _restore_last(run, stage, state, display)
-    run.stage_folder(stage).mkdir(exist_ok=True)
-    run.log(f"{stage}: update {state.position.step + 1} on, {describe_device(device)}")
-    recorder = Recorder(run, stage, display, first_step=state.position.step + 1)
+        _restore_last(run, stage, state, display, workers)
+    first_step = state.position.step + 1
+    workers.first(lambda: run.begin_stage(stage, f"update {first_step} on, {describe_device(device, workers.count)}"))
+    recorder = Recorder(run, stage, display, first_step=first_step, tensorboard=workers.is_first)
     try:
         with stop_on_signal() as stop:
-            _Stage(run, stage, corpus, config, state, recorder, stop, checkpoint_every_s).run_to_the_end()
+            _Stage(run, stage, corpus, config, state, recorder, stop, checkpoint_every_s, workers).run_to_the_end()
     finally:
         recorder.close()
     position = state.position
@@ -96,16 +112,15 @@ def train_stage(
     }
 
 
-def _first_state(run: RunFolder, stage: str, config: Config, device: torch.device | str) -> StageState:
+def _first_state(
+    run: RunFolder, stage: str, config: Config, device: torch.device | str, workers: Workers
+) -> StageState:
     settings = StageSettings.of(config, stage)
     model = build_model(config, len(run.vocabulary))
     started_from = ""
     if stage == "finetune":
-        source = run.best_model_path("train")
-        if not source.exists():
-            raise UserError(f"{run.path}: no trained model to fine-tune; train it first")
-        put_model_tensors(model, read_tensors(source), source=source)
-        started_from = file_sha256(source)
+        tensors, started_from = workers.first(lambda: _trained_model(run))
+        put_model_tensors(model, tensors, source=run.best_model_path("train"))
     return StageState(
         model.to(device),
         lr=settings.lr,
@@ -117,12 +132,25 @@ def _first_state(run: RunFolder, stage: str, config: Config, device: torch.devic
     )
 
 
-def _restore_last(run: RunFolder, stage: str, state: StageState, display: Display) -> None:
+def _trained_model(run: RunFolder) -> tuple[dict[str, Tensor], str]:
+    """The tensors that fine-tuning starts from, and the hash of their file."""
+    source = run.best_model_path("train")
+    if not source.exists():
+        raise UserError(f"{run.path}: no trained model to fine-tune; train it first")
+    return read_tensors(source), file_sha256(source)
+
+
+def _last_checkpoint(run: RunFolder, stage: str, display: Display) -> Checkpoint | None:
     checkpoint = latest_checkpoint(run.stage_folder(stage), notice=display.message)
+    if checkpoint is None and run.best_model_path(stage).exists() and not run.metrics():
+        raise UserError(f"{run.path}: has a model but no checkpoint of {stage} to go on from (an imported run?)")
+    return checkpoint
+
+
+def _restore_last(run: RunFolder, stage: str, state: StageState, display: Display, workers: Workers) -> None:
+    checkpoint = workers.first(lambda: _last_checkpoint(run, stage, display))
     if checkpoint is None:
-        if run.best_model_path(stage).exists() and not run.metrics():
-            raise UserError(f"{run.path}: has a model but no checkpoint of {stage} to go on from (an imported run?)")
-        run.forget_metrics_after(stage, 0)
+        workers.first(lambda: run.forget_metrics_after(stage, 0))
         return
     started_from = state.position.started_from
     state.restore(checkpoint)
@@ -131,7 +159,7 @@ def _restore_last(run: RunFolder, stage: str, state: StageState, display: Displa
             f"{run.stage_folder(stage)}: began from another trained model than {run.best_model_path('train')} is now "
             "(training went on since); remove that folder to fine-tune anew"
         )
-    run.forget_metrics_after(stage, state.position.step)
+    workers.first(lambda: run.forget_metrics_after(stage, state.position.step))
     display.message(f"resuming {stage} at epoch {state.position.epoch}, update {state.position.step}")
 
 
@@ -146,9 +174,10 @@ class _Stage:
         recorder: Recorder,
         stop: StopRequest,
         checkpoint_every_s: float,
+        workers: Workers,
     ) -> None:
         self.run, self.stage, self.config, self.state = run, stage, config, state
-        self.recorder, self.stop, self.checkpoint_every_s = recorder, stop, checkpoint_every_s
+        self.recorder, self.stop, self.checkpoint_every_s, self.workers = recorder, stop, checkpoint_every_s, workers
         self.settings = StageSettings.of(config, stage)
         self.seed = derived_seed(config.train.seed, stage)
         self.columns = training_columns(config, corpus)
@@ -166,18 +195,28 @@ class _Stage:
             loss = self.validate()
             self.decide(loss)
             self.save()
-            self.stop_if_asked()
+            [signal_number] = self.workers.largest(self.stop.signal_number)
+            self.stop_if_asked(signal_number)
 
     def train_epoch(self) -> None:
         """From where the state stands to the end of the text."""
         position, train = self.state.position, self.config.train
         self.state.model.train()
+        self.state.share(self.workers)  # the same bits, though the workers' processors may round differently
         read_at = time.monotonic()
         # As the original, leave out a last segment of one prediction.
         while position.start < self.columns.length - 2:
             began = time.monotonic()
             length = segment_length(self.seed, position.step, train.bptt, train.max_length_delta)
-            done = update(self.state, self.columns, self.config, seed=self.seed, lr=self.settings.lr, length=length)
+            done = update(
+                self.state,
+                self.columns,
+                self.config,
+                seed=self.seed,
+                lr=self.settings.lr,
+                length=length,
+                workers=self.workers,
+            )
             self.loss_sum += done.loss * (done.steps * train.batch)
             self.norm_sum += done.norm
             position.add_step(done.steps, done.steps * train.batch)
@@ -185,32 +224,44 @@ class _Stage:
             position.elapsed_s += now - began
 
             record = position.step % RECORD_EVERY_STEPS == 0
-            save = self.stop.requested or now - self.saved_at > self.checkpoint_every_s
-            if record or save or now - read_at > CHECK_EVERY_S:
+            # What one worker's clock or signal asks for, all do after the same step.
+            signal_number, save, read = self.workers.largest(
+                self.stop.signal_number, now - self.saved_at > self.checkpoint_every_s, now - read_at > CHECK_EVERY_S
+            )
+            if record or save or read or signal_number:
                 read_at = now
                 self.read_losses()
                 self.recorder.progress(position, self.columns, self.settings.epochs)
             if record:
-                self.recorder.interval(position)
-            if save:  # the losses up to here are read, so a lost one is never saved
+                self.workers.first(lambda: self.recorder.interval(position))
+                position.start_interval()
+            if save or signal_number:  # the losses up to here are read, so a lost one is never saved
                 self.save()
-                self.stop_if_asked()
+                self.stop_if_asked(signal_number)
             position.elapsed_s += time.monotonic() - now
         self.read_losses()
 
-    def stop_if_asked(self) -> None:
+    def stop_if_asked(self, signal_number: int) -> None:
         """To be called right after saving."""
-        if self.stop.signal_number is not None:
-            self.recorder.message(f"saved {self.stage} at update {self.state.position.step}; go on with --resume")
-            raise Interrupted(self.stop.signal_number)
+        if signal_number:
+            self.say(f"saved {self.stage} at update {self.state.position.step}; go on with --resume")
+            raise Interrupted(signal_number)
+
+    def say(self, text: str) -> None:
+        self.workers.first(lambda: self.recorder.message(text))
 
     def read_losses(self) -> None:
-        """Move what the device summed up into the position, and stop if the loss is lost."""
+        """Move what the devices summed up into the position, and stop if the loss is lost."""
         position = self.state.position
+        self.workers.add_up([self.loss_sum])
         loss_sum, norm_sum = self.loss_sum.item(), self.norm_sum.item()
         self.loss_sum.zero_()
         self.norm_sum.zero_()
         position.add_losses(loss_sum, norm_sum)
+        self.workers.first(lambda: self.check_losses(loss_sum, norm_sum))
+
+    def check_losses(self, loss_sum: float, norm_sum: float) -> None:
+        position = self.state.position
         uniform = math.log(self.state.model.vocab_size)
         if not (math.isfinite(loss_sum) and math.isfinite(norm_sum)):
             reason = "the loss or its gradient is not a number"
@@ -236,13 +287,14 @@ class _Stage:
                 batch=self.config.train.valid_batch,
                 what=f"{self.stage}: validation",
                 display=self.recorder.display,
+                workers=self.workers,
             )
             state.position.elapsed_s += time.monotonic() - started
-            self.recorder.validation(state.position, evaluation)
+            self.workers.first(lambda: self.recorder.validation(state.position, evaluation))
             if state.position.best_loss is None or evaluation.loss_nats < state.position.best_loss:
                 state.position.best_loss = evaluation.loss_nats
                 state.position.best_epoch = state.position.epoch if state.position.step else 0
-                self.run.save_best(self.stage, model_tensors(state.model))
+                self.workers.first(lambda: self.run.save_best(self.stage, model_tensors(state.model)))
         return evaluation.loss_nats
 
     def decide(self, loss: float) -> None:
@@ -256,13 +308,14 @@ class _Stage:
             return
         if stalled and settings.stop_when_stalled:
             position.finished = True
-            self.recorder.message(f"{self.stage}: the validation loss has stalled, done")
+            self.say(f"{self.stage}: the validation loss has stalled, done")
             return
         if (stalled or due) and not position.averaging:
             self.state.start_averaging()
-            self.recorder.message(f"{self.stage}: averaging the weights from epoch {position.epoch + 1} on")
+            self.say(f"{self.stage}: averaging the weights from epoch {position.epoch + 1} on")
         self.state.start_epoch()
 
     def save(self) -> None:
-        self.state.save(self.run.stage_folder(self.stage))
+        self.state.share(self.workers)  # the first one saves the hidden states of all
+        self.workers.first(lambda: self.state.save(self.run.stage_folder(self.stage)))
         self.saved_at = time.monotonic()

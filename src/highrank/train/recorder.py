@@ -14,12 +14,15 @@ __all__ = ["Recorder"]
 
 
 class Recorder:
-    """Records of one stage of ``run``. TensorBoard events are written where ``highrank[tensorboard]`` is installed."""
+    """Records of one stage of ``run``.
 
-    def __init__(self, run: RunFolder, stage: str, display: Display, *, first_step: int) -> None:
+    ``tensorboard``: write its events too, where ``highrank[tensorboard]`` is installed.
+    """
+
+    def __init__(self, run: RunFolder, stage: str, display: Display, *, first_step: int, tensorboard: bool) -> None:
         self.run, self.stage, self.display = run, stage, display
         self._tensorboard: Any = None
-        if importlib.util.find_spec("tensorboard") is not None:
+        if tensorboard and importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter  # imports TensorBoard: seconds, so only here
 
             self._tensorboard = SummaryWriter(str(run.path / "tensorboard" / stage), purge_step=first_step)
@@ -32,7 +35,7 @@ class Recorder:
         )
 
     def interval(self, position: Position) -> None:
-        """The figures since the last interval, and a new interval begins."""
+        """The figures since the last interval."""
         loss_nats = position.interval_mean
         self._add(
             position,
@@ -43,7 +46,6 @@ class Recorder:
                 "gradient_norm": position.interval_norm / position.interval_steps,
             },
         )
-        position.start_interval()
 
     def validation(self, position: Position, evaluation: Evaluation) -> None:
         train_loss = position.epoch_loss / max(1, position.epoch_tokens)

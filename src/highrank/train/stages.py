@@ -14,18 +14,20 @@ from highrank.data import Corpus, find_corpus, is_published, load_corpus
 from highrank.errors import UserError
 from highrank.progress import SILENT, Display
 from highrank.runs import Config, RunFolder, parse_config, to_toml
-from highrank.train.loop import train_stage, training_columns
+from highrank.train.loop import check_workers, train_stage, training_columns
+from highrank.workers import ALONE, Workers
 
 __all__ = ["Machine", "corpus_for", "corpus_of", "finetune", "open_or_create", "set_later_settings", "train"]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how a stage runs: nothing here changes its result on one machine."""
+    """Where and how a stage runs: nothing here changes its result, but for the rounding of sums over workers."""
 
     device: torch.device
     checkpoint_every_s: float = 600.0
     display: Display = SILENT
+    workers: Workers = ALONE
 
 
 def corpus_for(config: Config, data: str | None) -> Corpus:
@@ -54,13 +56,20 @@ def corpus_of(run: RunFolder, data: str | None) -> Corpus:
 
 
 def open_or_create(
-    path: Path, config: Config, corpus: Corpus, *, resume: bool, notice: Callable[[str], None] = SILENT.message
+    path: Path,
+    config: Config,
+    corpus: Corpus,
+    *,
+    resume: bool,
+    workers: int = 1,
+    notice: Callable[[str], None] = SILENT.message,
 ) -> RunFolder:
     """A new run folder, or with ``resume`` the one that is there, if it was made of the same configuration and text.
 
     What may change on the way: the rate and clipping of training, and the settings of later stages. It is logged.
     """
     training_columns(config, corpus)  # before anything is written
+    check_workers(config, workers)
     if not (resume and path.exists()):
         if resume:
             notice(f"nothing to resume in {path}: starting")
@@ -93,13 +102,17 @@ def train(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = Fa
 
 def finetune(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
     """Fine-tune the best trained model to the end. Returns and records the figures of the best model."""
+    machine.workers.first(lambda: _check_finetune(run, machine.display, resume))
+    return _stage(run, "finetune", corpus, machine, resume)
+
+
+def _check_finetune(run: RunFolder, display: Display, resume: bool) -> None:
     folder = run.stage_folder("finetune")
     if not resume and any(folder.glob("*[!.]*")):
         raise UserError(f"{folder}: exists already; go on with --resume, or remove it")
     before = run.results.get("train", {})
     if run.best_model_path("train").exists() and run.metrics() and not before:
-        machine.display.message("training has not come to its end: fine-tuning its best model so far")
-    return _stage(run, "finetune", corpus, machine, resume)
+        display.message("training has not come to its end: fine-tuning its best model so far")
 
 
 def _stage(run: RunFolder, stage: str, corpus: Corpus, machine: Machine, resume: bool) -> dict[str, Any]:
@@ -111,12 +124,17 @@ def _stage(run: RunFolder, stage: str, corpus: Corpus, machine: Machine, resume:
         resume=resume,
         checkpoint_every_s=machine.checkpoint_every_s,
         display=machine.display,
+        workers=machine.workers,
     )
+    machine.workers.first(lambda: _record(run, stage, figures))
+    return figures
+
+
+def _record(run: RunFolder, stage: str, figures: dict[str, Any]) -> None:
     same_model = run.results.get(stage, {}).get("valid_loss_nats") == figures["valid_loss_nats"]
     if not same_model:  # evaluations of an earlier model of this stage no longer hold
         run.forget_results(stage, "dynamic")
     run.add_result(stage, figures)
-    return figures
 
 
 def _first_difference(before: str, after: str) -> str:

@@ -13,6 +13,7 @@ from highrank.models import LanguageModel, State
 from highrank.runs.checkpoint import Checkpoint, save_checkpoint
 from highrank.runs.tensors import model_tensors, put_model_tensors
 from highrank.train.optimizer import make_optimizer, optimizer_tensors, put_optimizer_tensors
+from highrank.workers import Workers
 
 __all__ = ["Position", "StageState"]
 
@@ -97,6 +98,13 @@ class StageState:
         """The text begins again: with an empty state."""
         self.position.start_epoch()
         self.carried = [self.model.initial_state(self.batch) for _ in self.carried]
+
+    def share(self, workers: Workers) -> None:
+        """Give every worker the same weights and averages, and the hidden states that the others carry."""
+        optimizer = optimizer_tensors(self.optimizer, self.model)
+        workers.copy_from(0, [*model_tensors(self.model).values(), *optimizer.values()])
+        for index, state in enumerate(self.carried):
+            workers.copy_from(workers.owner(index), [tensor for pair in state for tensor in pair])
 
     def save(self, folder: Path) -> Path:
         tensors = optimizer_tensors(self.optimizer, self.model) | _state_tensors(self.carried)

@@ -9,24 +9,35 @@ from highrank.models import detached, seed_dropouts
 from highrank.runs import Config
 from highrank.train.objective import objective
 from highrank.train.state import StageState
+from highrank.workers import ALONE, Workers
 
 __all__ = ["Update", "update"]
 
 
 class Update(NamedTuple):
-    """loss: mean nats a token, and norm: of the gradient before clipping, both still on the device. steps: how long
-    the segment was."""
+    """loss: this worker's part of the mean nats a token, and norm: of the gradient before clipping, both still on the
+    device. steps: how long the segment was."""
 
     loss: Tensor
     norm: Tensor
     steps: int
 
 
-def update(state: StageState, columns: Columns, config: Config, *, seed: int, lr: float, length: int) -> Update:
+def update(
+    state: StageState,
+    columns: Columns,
+    config: Config,
+    *,
+    seed: int,
+    lr: float,
+    length: int,
+    workers: Workers = ALONE,
+) -> Update:
     """Learn from the next ``length`` time steps of every column. Advances the carried states, not the position.
 
     ``lr`` is that of a segment of ``train.bptt`` steps and is scaled to ``length``. Each micro-batch is a pass of its
-    own with its own columns and state; gradients are summed with its share of the batch.
+    own with its own columns and state; gradients are summed with its share of the batch. Several workers have some
+    micro-batches each, and the sum of all gradients: each makes the same step.
     """
     model, train = state.model, config.train
     device = next(model.parameters()).device
@@ -35,13 +46,19 @@ def update(state: StageState, columns: Columns, config: Config, *, seed: int, lr
     state.optimizer.zero_grad(set_to_none=True)
     share = config.micro_batch / train.batch
     losses = []
-    for index, carried in enumerate(state.carried):
+    mine = workers.share(len(state.carried))
+    for index in mine:
         segment = columns.segment(
             state.position.start, length, first=index * config.micro_batch, batch=config.micro_batch
         )
         seed_dropouts(model, seed, state.position.step, index)
-        output = model(segment.tokens.to(device), segment.target.to(device), carried)
-        (objective(output, train.alpha, train.beta) * share).backward()
+        output = model(segment.tokens.to(device), segment.target.to(device), state.carried[index])
+        loss = objective(output, train.alpha, train.beta) * share
+        if index == mine[-1]:
+            with workers.adding_up_gradients(model.parameters()):
+                loss.backward()
+        else:
+            loss.backward()
         state.carried[index] = detached(output.state)
         losses.append(output.loss.detach() * share)
     norm = nn.utils.clip_grad_norm_(model.parameters(), train.clip)

@@ -1,0 +1,84 @@
+"""``--workers N``: the same command in N processes on this machine, watched by PyTorch's elastic agent.
+
+Across machines torchrun does the same, or any launcher that sets its variables (docs/scaling.md).
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from highrank.errors import UserError
+
+__all__ = ["launch", "launched", "report", "restarted"]
+
+LAUNCHED = "HIGHRANK_LAUNCHED"  # by us: then the launching process is the one voice
+SAVED = (130, 143)  # a worker that saved and stopped, as Ctrl-C or SIGTERM asked
+
+
+def launched() -> bool:
+    """Is this process one of several that a launcher started?"""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def restarted() -> bool:
+    """Has the launcher started this worker again, after a loss?"""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def launch(command: Sequence[str], workers: int) -> int:
+    """Run ``python COMMAND`` in so many processes, to their end. Returns the exit code: that of what failed first."""
+    # They are loaded here, when they are needed: PyTorch takes a second.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say in a line what it says in many
+    os.environ[LAUNCHED] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=workers,
+        run_id="highrank",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode not in SAVED:
+            print(f"highrank: {_what_failed(rank, failure.exitcode, failure.message)}", file=sys.stderr)
+        return failure.exitcode if failure.exitcode > 0 else 1
+    return 0
+
+
+def report(error: UserError, *, program: str = "highrank") -> None:
+    """Say on standard error what a worker, or the only process, cannot do; the launcher is told as well."""
+    rank = int(os.environ.get("RANK", "0"))
+    reported = type(error).__name__ == "ReportedError"  # by worker 0; its class comes with PyTorch
+    text = f"worker {rank}: {error}" if rank and not reported else str(error)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        told = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
+        Path(path).write_text(json.dumps({"message": told}), encoding="utf-8")
+    if LAUNCHED not in os.environ and not reported:
+        print(f"{program}: {text}", file=sys.stderr)
+
+
+def _what_failed(rank: int, exit_code: int, message: object) -> str:
+    if isinstance(message, dict):  # what ``report`` told
+        return str(message["message"])
+    if exit_code < 0:
+        return f"worker {rank} died ({message}); the last checkpoint stands, go on with --resume"
+    return f"worker {rank} failed with exit code {exit_code}"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
