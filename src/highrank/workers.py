@@ -14,7 +14,7 @@ from typing import Any, TypeVar, final
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -84,38 +84,21 @@ class Workers:
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over the workers."""
-        if self.count > 1:
-            with self._naming_the_lost():
-                for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
-                    work.wait()
+        self.finish([self.begin_adding_up(tensor) for tensor in tensors])
 
-    @contextmanager
-    def adding_up_gradients(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-        """Inside, one backward pass; after it, gradients are the sums over the workers.
-
-        Each is sent as soon as it is complete, while the pass goes on. One reduction a tensor, always of the same
-        tensors: how DistributedDataParallel packs them differs between the first step and the later ones, and with
-        three workers the place in a package decides the order of a sum, so that a resumed run would have other bits.
-        """
+    def begin_adding_up(self, tensor: Tensor) -> dist.Work | None:
+        """Begin to replace ``tensor`` by its sum over the workers; ``finish`` waits for it."""
         if self.count == 1:
-            yield
-            return
-        begun: list[Any] = []
+            return None
+        with self._naming_the_lost():
+            begun: dist.Work | None = dist.all_reduce(tensor, async_op=True)
+        return begun
 
-        def send(parameter: Tensor) -> None:
-            with self._naming_the_lost():
-                begun.append(dist.all_reduce(parameter.grad, async_op=True))
-
-        hooks = [parameter.register_post_accumulate_grad_hook(send) for parameter in parameters]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-        assert len(begun) == len(hooks)  # or else the others wait for a gradient that never comes
+    def finish(self, begun: Iterable[dist.Work | None]) -> None:
         with self._naming_the_lost():
             for work in begun:
-                work.wait()
+                if work is not None:
+                    work.wait()
 
     def copy_from(self, owner: int, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by that of the worker ``owner``."""

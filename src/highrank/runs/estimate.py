@@ -32,13 +32,15 @@ def estimate(config: Config, corpus: Corpus) -> dict[str, Any]:
     contexts = 5 * components * model.embedding_features
     block = LossOptions().block_bytes_for("cpu", vocab_size, model.embedding_features)
     step_bytes = FLOAT_BYTES * steps * batch * (recurrent + contexts) + block
+    # Gradients of several micro-batches are summed in float64.
+    held_bytes = (3 + 2 * (train.batch > batch)) * FLOAT_BYTES * parameters
     return {
         "parameters": parameters,
         "vocabulary": vocab_size,
         "updates_per_epoch": round(tokens / train.batch / mean_length),
         "memory_bytes": {
-            "weights_gradients_averages": 3 * FLOAT_BYTES * parameters,
+            "weights_gradients_averages": held_bytes,
             "longest_step": step_bytes,
-            "total": 3 * FLOAT_BYTES * parameters + step_bytes,
+            "total": held_bytes + step_bytes,
         },
     }

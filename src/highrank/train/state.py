@@ -12,6 +12,7 @@ from highrank.errors import UserError
 from highrank.models import LanguageModel, State
 from highrank.runs.checkpoint import Checkpoint, save_checkpoint
 from highrank.runs.tensors import model_tensors, put_model_tensors
+from highrank.train.gradients import GradientSum
 from highrank.train.optimizer import make_optimizer, optimizer_tensors, put_optimizer_tensors
 from highrank.workers import Workers
 
@@ -87,6 +88,7 @@ class StageState:
         self.position = Position(averaging=averaging, started_from=started_from)
         self.batch = batch
         self.carried: list[State] = [model.initial_state(batch) for _ in range(groups)]
+        self.gradient_sum = GradientSum(model) if groups > 1 else None
         self._lr, self._weight_decay = lr, weight_decay
         self.optimizer = make_optimizer(model, lr, weight_decay, averaging=averaging)
 

@@ -37,7 +37,7 @@ def update(
 
     ``lr`` is that of a segment of ``train.bptt`` steps and is scaled to ``length``. Each micro-batch is a pass of its
     own with its own columns and state; gradients are summed with its share of the batch. Several workers have some
-    micro-batches each, and the sum of all gradients: each makes the same step.
+    micro-batches each, and the sum of all gradients: each makes the same step, the one that a worker alone would make.
     """
     model, train = state.model, config.train
     device = next(model.parameters()).device
@@ -54,11 +54,11 @@ def update(
         seed_dropouts(model, seed, state.position.step, index)
         output = model(segment.tokens.to(device), segment.target.to(device), state.carried[index])
         loss = objective(output, train.alpha, train.beta) * share
-        if index == mine[-1]:
-            with workers.adding_up_gradients(model.parameters()):
-                loss.backward()
-        else:
+        if state.gradient_sum is None:
             loss.backward()
+        else:
+            with state.gradient_sum.one_pass(workers, first=index == mine[0], last=index == mine[-1]):
+                loss.backward()
         state.carried[index] = detached(output.state)
         losses.append(output.loss.detach() * share)
     norm = nn.utils.clip_grad_norm_(model.parameters(), train.clip)
