@@ -1,0 +1,253 @@
+"""Several workers end as one does, whatever happens to them: real processes over a real process group."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults import Done, Setting, compare, expect, finish, here, newest_checkpoint, one_line, train_command
+from benchmarks.workers_agree import agreement, train_with
+
+TIMEOUT_S = 5
+# Of the recipe of WikiText-2 all but its sizes: updates of three micro-batches.
+NARROW = (
+    "model.num_components=3",
+    "model.embedding_features=24",
+    "model.hidden_features=40",
+    "model.last_hidden_features=32",
+    "train.epochs=8",
+    "train.average_from=5",
+)
+THREE = ("--set", "train.micro_batch=2")  # of the six columns of tiny.toml
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The number of threads decides how a product is cut, and with that its last bits.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "10")
+
+
+@pytest.fixture(scope="module")
+def alone(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """A run with three micro-batches an update, by one worker."""
+    folder = tmp_path_factory.mktemp("alone")
+    done = here(*train_command(folder / "run", small_text, *THREE)[3:])
+    assert done.returncode == 0, done.stderr
+    return Setting(small_text, folder / "run", 0.0, folder)
+
+
+def begin(run: Path, setting: Setting, workers: int, *more: str) -> subprocess.Popen[str]:
+    """A group of its own, as a terminal makes one."""
+    options = [*THREE, "--workers", str(workers), "--worker-timeout", str(TIMEOUT_S), *more]
+    return subprocess.Popen(
+        train_command(run, setting.text, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def workers_of(launcher: subprocess.Popen[str]) -> list[int]:
+    """Process numbers, worker 0 first: they are started in order."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    return sorted(map(int, children))
+
+
+def after_some_updates(process: subprocess.Popen[str], run: Path) -> None:
+    before = newest_checkpoint(run)
+    expect(process, lambda: newest_checkpoint(run) > before)
+
+
+def ended(process: subprocess.Popen[str], within_s: float) -> Done:
+    began = time.monotonic()
+    out, errors = process.communicate(timeout=120)
+    assert time.monotonic() - began < within_s
+    return Done(process.returncode, out, errors)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-6), ("float32", 0.0)])
+def test_one_two_and_three_workers_end_alike(small_text: Path, tmp_path: Path, dtype: str, tolerance: float) -> None:
+    settings = [word for setting in NARROW for word in ("--set", setting)]
+    command = ["wikitext-2", "--data", str(small_text), "--device", "cpu", *settings]
+    for workers in (1, 2, 3):
+        train_with(workers, tmp_path / str(workers), command, dtype=dtype)
+    for workers in (2, 3):
+        found = agreement(tmp_path / "1", tmp_path / str(workers))
+        assert found["updates"] >= 30
+        assert found["averaging"]
+        assert found["tensors"] > 50
+        assert found["largest_relative_difference"] <= tolerance
+        assert found["largest_difference_of_validation_nats"] <= 1e-5
+
+
+def test_a_run_goes_on_with_any_number_of_workers_after_any_loss(alone: Setting, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    process = begin(run, alone, 1)
+    after_some_updates(process, run)
+    process.kill()
+    process.communicate()
+
+    # One of three dies.
+    process = begin(run, alone, 3, "--resume")
+    after_some_updates(process, run)
+    os.kill(workers_of(process)[2], signal.SIGKILL)
+    line = one_line(ended(process, 30), "worker 2 died", "SIGKILL", "go on with --resume")
+    assert "the last checkpoint stands" in line
+
+    # One of two answers no more, but lives.
+    process = begin(run, alone, 2, "--resume")
+    after_some_updates(process, run)
+    silent = workers_of(process)[1]
+    os.kill(silent, signal.SIGSTOP)
+    one_line(ended(process, TIMEOUT_S + 30), "worker 1", f"process {silent}", "stopped answering")
+    assert not Path(f"/proc/{silent}").exists(), "the silent worker was left behind"
+
+    # All are asked to stop.
+    process = begin(run, alone, 3, "--resume")
+    after_some_updates(process, run)
+    process.send_signal(signal.SIGTERM)
+    done = ended(process, 30)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.count("go on with --resume") == 1
+    assert "Traceback" not in done.stderr
+
+    # One of them is asked to stop: then all do.
+    process = begin(run, alone, 2, "--resume")
+    after_some_updates(process, run)
+    os.kill(workers_of(process)[1], signal.SIGTERM)
+    done = ended(process, 30)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "saved train at update" in done.stderr
+
+    done = here(*train_command(run, alone.text, *THREE, "--resume")[3:])
+    assert done.returncode == 0, done.stderr
+    same_bits(run, alone.reference)
+
+
+def same_bits(run: Path, reference: Path) -> None:
+    found = compare(run, reference)
+    assert found.tensors > 50
+    assert found.different == []
+
+
+def test_torchrun_starts_the_workers_again_after_a_loss(alone: Setting, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = train_command(run, alone.text, *THREE, "--worker-timeout", str(TIMEOUT_S))[1:]
+    process = subprocess.Popen(
+        [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    after_some_updates(process, run)
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    done = ended(process, 120)
+    assert done.returncode == 0, done.stderr
+    assert "highrank: worker 1 (process " in done.stderr
+    assert "resuming train at epoch" in done.stderr
+    same_bits(run, alone.reference)
+
+
+def test_every_other_stage_with_two_workers(alone: Setting, tmp_path: Path) -> None:
+    runs = [tmp_path / "one", tmp_path / "two"]
+    results = []
+    for run, workers in zip(runs, ("1", "2"), strict=True):
+        shutil.copytree(alone.reference, run)
+        for command in (["finetune"], ["evaluate", "--split", "valid"], ["dynamic-eval"]):
+            name, *more = command
+            done = finish(
+                [sys.executable, "-m", "highrank", name, str(run), *more, "--device", "cpu", "--workers", workers]
+            )
+            assert done.returncode == 0, done.stderr
+        results.append(json.loads((run / "results.json").read_text()))
+    one, two = results
+    # Fine-tuning makes the same steps; losses are sums over segments in another order.
+    assert one["finetune"]["valid_loss_nats"] == pytest.approx(two["finetune"]["valid_loss_nats"], abs=1e-9)
+    assert one["finetune"]["valid"]["loss_nats"] == pytest.approx(two["finetune"]["valid"]["loss_nats"], abs=1e-9)
+    assert one["dynamic"]["test"]["loss_nats"] == pytest.approx(two["dynamic"]["test"]["loss_nats"], abs=1e-5)
+
+
+def test_an_error_is_one_line_whoever_meets_it(alone: Setting, tmp_path: Path) -> None:
+    exists = finish([*train_command(alone.reference, alone.text, *THREE), "--workers", "2"])
+    one_line(exists, "exists already")
+    assert exists.stderr.count("\n") == 1
+    many = finish([*train_command(tmp_path / "run", alone.text), "--workers", "3"])
+    one_line(many, "3 workers, but an update has 2 micro-batches", codes=(2,))
+    assert many.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[Callable[[str], None]]:
+    """Two network namespaces, joined by a virtual cable. Yields what switches the cable ("up" or "down")."""
+
+    def ip(*words: str) -> None:
+        done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"network namespaces cannot be made here: ip {' '.join(words)}: {done.stderr.strip()}")
+
+    if shutil.which("ip") is None:
+        pytest.skip("network namespaces cannot be made here: there is no ip command")
+    names = [f"highrank{os.getpid()}{letter}" for letter in "ab"]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", names[0], "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1])
+        for number, name in enumerate(names, start=1):
+            ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", "cable")
+            ip("-n", name, "link", "set", "cable", "up")
+        yield lambda state: ip("-n", names[0], "link", "set", "cable", state)
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def host(number: int, run: Path, setting: Setting, timeout_s: int) -> subprocess.Popen[str]:
+    where = [f"--node-rank={number}", "--master-addr=10.77.0.1", "--master-port=29577", "--max-restarts=9"]
+    command = train_command(run, setting.text, *THREE, "--worker-timeout", str(timeout_s))[1:]
+    return subprocess.Popen(
+        ["ip", "netns", "exec", f"highrank{os.getpid()}{'ab'[number]}", *TORCHRUN, "--nnodes=2", *where, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "cable"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "cut_s"),
+    [
+        pytest.param(60, 4, id="shorter than the timeout"),
+        pytest.param(TIMEOUT_S, 3 * TIMEOUT_S, id="longer than the timeout", marks=pytest.mark.slow),
+    ],
+)
+def test_two_machines_whose_link_is_cut(
+    alone: Setting, tmp_path: Path, two_hosts: Callable[[str], None], timeout_s: int, cut_s: float
+) -> None:
+    runs = [tmp_path / "first", tmp_path / "second"]
+    processes = [host(number, run, alone, timeout_s) for number, run in enumerate(runs)]
+    try:
+        after_some_updates(processes[0], runs[0])
+        two_hosts("down")
+        time.sleep(cut_s)
+        standing = newest_checkpoint(runs[0])
+        time.sleep(0.5)
+        assert newest_checkpoint(runs[0]) == standing, "training went on without the link"
+        two_hosts("up")
+        ends = [ended(process, 300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [end.returncode for end in ends] == [0, 0], ends
+    restarted = "resuming train" in ends[0].stderr
+    assert restarted == (cut_s > timeout_s)
+    assert not runs[1].exists(), "the second machine has written a run folder"
+    same_bits(runs[0], alone.reference)
