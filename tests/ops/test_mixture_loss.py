@@ -13,7 +13,9 @@ from highrank.ops import IMPLEMENTATIONS, triton
 from tests.parity import (
     INPUTS,
     REDUCTIONS,
+    SIZES,
     Problem,
+    Size,
     assert_no_worse_than_naive,
     assert_same,
     error,
@@ -189,32 +191,9 @@ def test_gradcheck(
 @every_fused
 @every_reduction
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(
-    ("tokens", "components", "features", "classes", "scale"),
-    [
-        (31, 3, 17, 101, 1.0),
-        (64, 15, 32, 1000, 0.1),
-        (40, 5, 64, 300, 10.0),
-        (9, 2, 8, 12_000, 3.0),
-        (50, 1, 32, 400, 2.0),
-        (30, 4, 19, 1003, 1.0),  # rows of the block and of the weight's gradient that need rounding up
-    ],
-)
-def test_no_worse_than_naive(
-    implementation: str,
-    reduction: str,
-    dtype: torch.dtype,
-    tokens: int,
-    components: int,
-    features: int,
-    classes: int,
-    scale: float,
-) -> None:
-    problem = make_problem(
-        tokens, components=components, features=features, classes=classes, scale=scale, dtype=dtype, seed=tokens
-    )
-    problem.target[2] = -100
-    assert_no_worse_than_naive(problem, implementation, reduction)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_no_worse_than_naive(implementation: str, reduction: str, dtype: torch.dtype, size: Size) -> None:
+    assert_no_worse_than_naive(size.problem(dtype), implementation, reduction)
 
 
 # Gradients ------------------------------------------------------------------------------------------------------------
