@@ -13,7 +13,8 @@ from highrank.ops import triton
 from highrank.runs import RunFolder, build_model, read_config
 from highrank.runs.tensors import read_tensors
 from highrank.train import train_stage
-from tests.parity import REDUCTIONS, SIZES, Size, assert_no_worse_than_naive, assert_same, make_problem, solve
+from tests.implementations import every_reduction
+from tests.parity import SIZES, Size, assert_no_worse_than_naive, assert_same, make_problem, solve
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,10 +27,9 @@ RECIPE = Path(__file__).parent / "train" / "tiny.toml"
 
 NO_TRITON = triton.cannot_run(torch.device("cuda")) if torch.cuda.is_available() else "no GPU"
 compiled = pytest.mark.skipif(NO_TRITON is not None, reason=f"triton: {NO_TRITON}")
+
 # WikiText-2's sizes, and those of a large model.
 LARGE = (Size(20, 15, 300, 33_278, 1.0), Size(20, 1, 512, 128_256, 1.0))
-
-every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 
 
 @pytest.mark.parametrize("components", [1, 3, 15])

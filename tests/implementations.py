@@ -1,0 +1,26 @@
+"""Marks that run a test for every implementation of the mixture's loss, and how to size its blocks."""
+
+import pytest
+import torch
+
+from highrank.functional import LossOptions
+from highrank.ops import IMPLEMENTATIONS, triton
+from tests.parity import REDUCTIONS, Problem
+
+NO_TRITON = triton.cannot_run(torch.device("cpu"))
+NAMES = [
+    pytest.param(
+        name, marks=pytest.mark.skipif(name == "triton" and NO_TRITON is not None, reason=f"triton: {NO_TRITON}")
+    )
+    for name in IMPLEMENTATIONS
+]
+every_implementation = pytest.mark.parametrize("implementation", NAMES)
+every_fused = pytest.mark.parametrize("implementation", NAMES[1:])
+every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
+
+
+def block_of(tokens: int, problem: Problem) -> LossOptions:
+    """A block that holds exactly so many tokens on the CPU, where rows are a multiple of 32 bytes long."""
+    item = 4 if problem.context.element_size() == 2 else problem.context.element_size()
+    row_bytes = -(-len(problem.weight) * item // 32) * 32
+    return LossOptions(block_bytes=tokens * problem.context.shape[-2] * row_bytes)
