@@ -5,6 +5,7 @@ import torch
 
 from highrank.functional import LossOptions
 from highrank.ops import IMPLEMENTATIONS, triton
+from highrank.ops.walk import round_up
 from tests.parity import REDUCTIONS, Problem
 
 NO_TRITON = triton.cannot_run(torch.device("cpu"))
@@ -21,6 +22,5 @@ every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 
 def block_of(tokens: int, problem: Problem) -> LossOptions:
     """A block that holds exactly so many tokens on the CPU, where rows are a multiple of 32 bytes long."""
-    item = 4 if problem.context.element_size() == 2 else problem.context.element_size()
-    row_bytes = -(-len(problem.weight) * item // 32) * 32
+    row_bytes = round_up(len(problem.weight) * max(4, problem.context.element_size()), 32)
     return LossOptions(block_bytes=tokens * problem.context.shape[-2] * row_bytes)
