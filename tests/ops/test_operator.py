@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from highrank.functional import mixture_cross_entropy
@@ -120,9 +121,10 @@ def test_activation_checkpointing(reduction: str) -> None:
     assert_equal_gradients(gradients(checkpointed, checkpointed), gradients(plain, plain))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of PyTorch's own decompositions
-@every_reduction
-def test_forward_mode_is_refused(reduction: str) -> None:
+# Forward mode ---------------------------------------------------------------------------------------------------------
+
+
+def loss_of_context(reduction: str) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     problem = make_problem(5)
 
     def loss(context: Tensor) -> Tensor:
@@ -130,12 +132,42 @@ def test_forward_mode_is_refused(reduction: str) -> None:
             context, problem.prior_logits, problem.weight, problem.target, bias=problem.bias, reduction=reduction
         )
 
+    return loss, problem.context
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of PyTorch's own decompositions
+@every_reduction
+def test_forward_mode_is_refused(reduction: str) -> None:
+    loss, context = loss_of_context(reduction)
     with pytest.raises(RuntimeError, match="forward-mode derivative"):
-        torch.func.jvp(loss, (problem.context,), (torch.ones_like(problem.context),))
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(problem.context, torch.ones_like(problem.context))
+        torch.func.jvp(loss, (context,), (torch.ones_like(context),))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(context, torch.ones_like(context))
         with pytest.raises(RuntimeError, match="forward-mode derivative"):
             loss(dual)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@every_reduction
+@pytest.mark.parametrize("fullgraph", [True, False])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_forward_mode_is_refused_in_a_compiled_function_too(backend: str, fullgraph: bool, reduction: str) -> None:
+    torch._dynamo.reset()
+    loss, context = loss_of_context(reduction)
+    compiled = torch.compile(loss, fullgraph=fullgraph, backend=backend)
+    torch.testing.assert_close(compiled(context), loss(context))  # a graph without tangents must not serve those with
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(context, torch.ones_like(context))
+        with pytest.raises(RuntimeError, match="forward-mode derivative"):
+            compiled(dual)
+    torch.testing.assert_close(compiled(context), loss(context))
+
+    def directional_derivative(context: Tensor) -> tuple[Tensor, Tensor]:
+        value, tangent = torch.func.jvp(loss, (context,), (torch.ones_like(context),))
+        return value, tangent
+
+    with pytest.raises(RuntimeError, match="forward-mode derivative"):
+        torch.compile(directional_derivative, fullgraph=fullgraph, backend=backend)(context)
 
 
 # Real workers ---------------------------------------------------------------------------------------------------------

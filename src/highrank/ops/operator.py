@@ -107,10 +107,10 @@ def _refuse_second_derivative() -> None:
 
 
 def _refuse_forward_mode(inputs: tuple[Tensor | None, ...]) -> None:
-    # An operator without a rule for it would drop the tangents without a word.
-    if torch.compiler.is_compiling():
-        return
-    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in inputs):
+    # An operator without a rule for it would drop the tangents without a word. A compiler does not see those of the
+    # arguments that it traces with, but it does trace again when a dual level is entered.
+    unseen = torch.compiler.is_compiling() and forward_ad._current_level >= 0
+    if unseen or any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in inputs):
         raise RuntimeError("the fused mixture loss has no forward-mode derivative; use implementation='reference'")
 
 
