@@ -94,6 +94,41 @@ def make_problem(
     return problem.to(dtype)
 
 
+class Size(NamedTuple):
+    """``scale`` is about the standard deviation of the logits."""
+
+    tokens: int
+    components: int
+    features: int
+    classes: int
+    scale: float
+
+    def problem(self, dtype: torch.dtype) -> Problem:
+        """One of this size, in which a token does not count."""
+        problem = make_problem(
+            self.tokens,
+            components=self.components,
+            features=self.features,
+            classes=self.classes,
+            scale=self.scale,
+            dtype=dtype,
+            seed=self.tokens,
+        )
+        problem.target[2] = problem.ignore_index
+        return problem
+
+
+# Where every implementation is compared with the naive program, on every device.
+SIZES = (
+    Size(31, 3, 17, 101, 1.0),
+    Size(64, 15, 32, 1000, 0.1),
+    Size(40, 5, 64, 300, 10.0),
+    Size(9, 2, 8, 12_000, 3.0),
+    Size(50, 1, 32, 400, 2.0),
+    Size(30, 4, 19, 1003, 1.0),  # rows of the block and of the weight's gradient that need rounding up
+)
+
+
 def solve(
     problem: Problem,
     implementation: str,

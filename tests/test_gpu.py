@@ -13,7 +13,8 @@ from highrank.ops import triton
 from highrank.runs import RunFolder, build_model, read_config
 from highrank.runs.tensors import read_tensors
 from highrank.train import train_stage
-from tests.parity import REDUCTIONS, assert_no_worse_than_naive, assert_same, make_problem, solve
+from tests.implementations import every_reduction
+from tests.parity import SIZES, Size, assert_no_worse_than_naive, assert_same, make_problem, solve
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,7 +27,9 @@ RECIPE = Path(__file__).parent / "train" / "tiny.toml"
 
 NO_TRITON = triton.cannot_run(torch.device("cuda")) if torch.cuda.is_available() else "no GPU"
 compiled = pytest.mark.skipif(NO_TRITON is not None, reason=f"triton: {NO_TRITON}")
-every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
+
+# WikiText-2's sizes, and those of a large model.
+LARGE = (Size(20, 15, 300, 33_278, 1.0), Size(20, 1, 512, 128_256, 1.0))
 
 
 @pytest.mark.parametrize("components", [1, 3, 15])
@@ -50,32 +53,11 @@ def test_the_loss_and_its_gradients_are_those_of_the_cpu(components: int) -> Non
 @every_reduction
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("block_bytes", [None, 100_000])
-@pytest.mark.parametrize(
-    ("tokens", "components", "features", "classes", "scale"),
-    [
-        (31, 3, 17, 101, 1.0),
-        (64, 15, 32, 1000, 0.1),
-        (40, 5, 64, 300, 10.0),
-        (9, 2, 8, 12_000, 3.0),
-        (50, 1, 32, 400, 2.0),
-        (20, 15, 300, 33_278, 1.0),  # WikiText-2's sizes, and those of a large model
-        (20, 1, 512, 128_256, 1.0),
-    ],
-)
+@pytest.mark.parametrize("size", [*SIZES, *LARGE], ids=str)
 def test_the_kernels_are_no_worse_than_naive(
-    reduction: str,
-    dtype: torch.dtype,
-    block_bytes: int | None,
-    tokens: int,
-    components: int,
-    features: int,
-    classes: int,
-    scale: float,
+    reduction: str, dtype: torch.dtype, block_bytes: int | None, size: Size
 ) -> None:
-    problem = make_problem(
-        tokens, components=components, features=features, classes=classes, scale=scale, dtype=dtype, seed=tokens
-    ).on("cuda")
-    problem.target[2] = -100
+    problem = size.problem(dtype).on("cuda")
     assert_no_worse_than_naive(problem, "triton", reduction, LossOptions(block_bytes=block_bytes))
 
 

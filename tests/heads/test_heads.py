@@ -11,7 +11,8 @@ import highrank
 from benchmarks.harness import memory_of
 from highrank import LossOptions
 from highrank.heads import Head, MixtureOfContexts, MixtureOfSoftmaxes, Softmax
-from tests.parity import REDUCTIONS, default_dtype
+from tests.implementations import every_reduction
+from tests.parity import default_dtype
 
 MakeHead = Callable[..., Head]
 
@@ -105,7 +106,7 @@ def test_the_interface(name: str) -> None:
 
 
 @every_head
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@every_reduction
 @pytest.mark.parametrize("ignore_index", [-100, 3])
 def test_the_loss_is_the_nll_of_log_prob(name: str, reduction: str, ignore_index: int) -> None:
     head, hidden, target = make(name), normal(5, 2, 6), targets(5, 2)
@@ -282,7 +283,7 @@ def test_autocast(name: str) -> None:
 
 
 @every_head
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@every_reduction
 def test_no_head_stores_tokens_times_components_times_classes(name: str, reduction: str) -> None:
     """Neither in training nor in log_prob, at the default size of a block."""
     components, classes = 3 if "mixture of softmaxes" in name else 1, 5000

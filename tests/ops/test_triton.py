@@ -1,6 +1,6 @@
 """Triton's kernel by itself: in the interpreter against plain PyTorch, and compiled ahead of time for two GPUs.
 
-The loss that it is a part of is held to the parity protocol in test_mixture_loss.py, in the interpreter too.
+The loss that it is a part of is held to the parity protocol in the other files, in the interpreter too.
 """
 
 import json

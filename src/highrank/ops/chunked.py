@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from highrank.ops.walk import Gradients, Needs, Settings
+from highrank.ops.walk import Gradients, Needs, Settings, round_up
 
 __all__ = ["mixture_log_prob", "walk"]
 
@@ -93,8 +93,7 @@ def walk(
 
 def _rows(new: Callable[..., Tensor], rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     """(rows, columns), a view of a tensor whose rows are a whole number of vectors long."""
-    vector = ROW_BYTES // dtype.itemsize
-    return new((rows, -(-columns // vector) * vector), dtype=dtype)[:, :columns]
+    return new((rows, round_up(columns, ROW_BYTES // dtype.itemsize)), dtype=dtype)[:, :columns]
 
 
 def _buffer(context: Tensor, weight: Tensor, settings: Settings) -> Tensor:

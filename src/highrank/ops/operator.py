@@ -28,6 +28,7 @@ INPUTS = "Tensor context, Tensor prior_logits, Tensor weight, Tensor? bias, Tens
 HOW = "int ignore_index, str implementation, int block_bytes, ScalarType accumulation_dtype, float min_posterior"
 NO_NEEDS = Needs(False, False, False, False)
 
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]  # what may have a gradient, in the order of Gradients and Needs
 How = tuple[int, str, int, torch.dtype, float]
 
 
@@ -60,11 +61,7 @@ def fused_loss(
 
 
 def _walk(
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
-    target: Tensor,
-    how: How,
-    token_weight: Tensor | None,
-    needs: Needs,
+    inputs: Inputs, target: Tensor, how: How, token_weight: Tensor | None, needs: Needs
 ) -> tuple[Tensor, Tensor, Gradients]:
     """Loss (N), joint (N, K) and the gradients of ``sum(token_weight * loss)``."""
     ignore_index, implementation, block_bytes, accumulation_dtype, min_posterior = how
@@ -83,16 +80,15 @@ def _walk(
     return loss_N, joint_NK, grads
 
 
-def _outputs(grads: Gradients, inputs: tuple[Tensor | None, ...]) -> list[Tensor]:
+def _outputs(grads: Gradients, inputs: Inputs) -> list[Tensor]:
     """The gradients as an operator returns them: in the inputs' dtypes, empty where there is none."""
-    none = next(x for x in inputs if x is not None)
     return [
-        none.new_empty(0) if grad is None or x is None else grad.to(x.dtype).contiguous()
+        inputs[0].new_empty(0) if grad is None or x is None else grad.to(x.dtype).contiguous()
         for grad, x in zip(grads, inputs, strict=True)
     ]
 
 
-def _fake_outputs(needs: Needs, inputs: tuple[Tensor | None, ...]) -> list[Tensor]:
+def _fake_outputs(needs: Needs, inputs: Inputs) -> list[Tensor]:
     empty = (x.new_empty(x.shape) if x is not None and need else None for x, need in zip(inputs, needs, strict=True))
     return _outputs(Gradients(*empty), inputs)
 
@@ -106,11 +102,11 @@ def _refuse_second_derivative() -> None:
         )
 
 
-def _refuse_forward_mode(inputs: tuple[Tensor | None, ...]) -> None:
-    # An operator without a rule for it would drop the tangents without a word.
-    if torch.compiler.is_compiling():
-        return
-    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in inputs):
+def _refuse_forward_mode(inputs: Inputs) -> None:
+    # An operator without a rule for it would drop the tangents without a word. A compiler does not see those of the
+    # arguments that it traces with, but it does trace again when a dual level is entered.
+    unseen = torch.compiler.is_compiling() and forward_ad._current_level >= 0
+    if unseen or any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in inputs):
         raise RuntimeError("the fused mixture loss has no forward-mode derivative; use implementation='reference'")
 
 

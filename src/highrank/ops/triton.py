@@ -27,7 +27,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from highrank.ops.walk import Gradients, Needs, Settings
+from highrank.ops.walk import Gradients, Needs, Settings, round_up
 
 __all__ = ["cannot_run", "walk"]
 
@@ -117,9 +117,9 @@ def walk(
 def _grown(weight: Tensor, bias: Tensor | None) -> Tensor:
     """The weight (V, D) grown to (U, E): zeros, but for column D, which is the bias, and from row V on -inf."""
     classes, features = weight.shape
-    columns = _round_up(classes, 16)
+    columns = round_up(classes, 16)
     with_bias = bias is not None or columns > classes
-    width = _round_up(features + with_bias, 16 // weight.itemsize)
+    width = round_up(features + with_bias, 16 // weight.itemsize)
     if (columns, width) == (classes, features):
         return weight
     weight_UE = weight.new_zeros((columns, width))
@@ -129,10 +129,6 @@ def _grown(weight: Tensor, bias: Tensor | None) -> Tensor:
     if columns > classes:
         weight_UE[classes:, features] = -torch.inf
     return weight_UE
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, beta: int) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Gradients", "Needs", "Settings", "Walk"]
+__all__ = ["Gradients", "Needs", "Settings", "Walk", "round_up"]
 
 
 class Needs(NamedTuple):
@@ -55,3 +55,8 @@ class Walk(Protocol):
         0..V-1, token_weight (N) or None where no gradient is asked for. The result has ``accumulation_dtype``; the
         gradients of weight and bias have it or their input's, those of context and prior_logits have their input's.
         """
+
+
+def round_up(number: int, multiple: int) -> int:
+    """Both walks grow sizes in memory to whole vectors."""
+    return -(-number // multiple) * multiple
