@@ -12,8 +12,8 @@ from options import StageRun, finetune_config, finetune_parser, print_perplexiti
 
 from highrank.cli.output import notice
 from highrank.cli.stage import interruptible, machine
-from highrank.files import write_text
-from highrank.runs import RunFolder, to_toml
+from highrank.files import explained, write_text
+from highrank.runs import RunFolder, at_work, to_toml
 from highrank.train import corpus_of, finetune
 
 
@@ -25,9 +25,10 @@ def main() -> int:
     for text in notices:
         notice(f"finetune.py: {text}")
     corpus = corpus_of(run, arguments.data)
-    if arguments.continue_train or not run.stage_folder("finetune").exists():
-        write_text(run.path / "config.toml", to_toml(replace(run.config, finetune=config.finetune)))
-    with machine(device) as where, interruptible() as ending:
+    with machine(device) as where, interruptible() as ending, at_work(run.path):
+        if arguments.continue_train or not run.stage_folder("finetune").exists():
+            with explained(run.path):
+                write_text(run.path / "config.toml", to_toml(replace(run.config, finetune=config.finetune)))
         finetune(StageRun(run.path, config), corpus, where, resume=arguments.continue_train)
         print_perplexities(run, corpus, "finetune", where)
     if ending.exit_code:

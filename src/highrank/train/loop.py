@@ -11,7 +11,7 @@ from highrank.data import Corpus
 from highrank.data.batches import SHORTEST_TRAINING_COLUMN, Columns, segment_length
 from highrank.errors import UserError
 from highrank.evaluate import evaluate
-from highrank.files import file_sha256, remove_leftovers
+from highrank.files import file_sha256
 from highrank.progress import SILENT, Display
 from highrank.random import derived_seed
 from highrank.runs import Config, RunFolder, build_model, describe_device, latest_checkpoint
@@ -72,11 +72,11 @@ def train_stage(
     Raises Interrupted, after saving, if a signal asked to stop; UserError if the loss is lost (nan, or exploding).
     """
     config = run.config
-    remove_leftovers(run.path, run.stage_folder(stage))
+    run.remove_leftovers(stage)
     state = _first_state(run, stage, config, device)
     if resume:
         _restore_last(run, stage, state, display)
-    run.stage_folder(stage).mkdir(exist_ok=True)
+    run.begin_stage(stage)
     run.log(f"{stage}: update {state.position.step + 1} on, {describe_device(device)}")
     recorder = Recorder(run, stage, display, first_step=state.position.step + 1)
     try:
@@ -131,6 +131,8 @@ def _restore_last(run: RunFolder, stage: str, state: StageState, display: Displa
             f"{run.stage_folder(stage)}: began from another trained model than {run.best_model_path('train')} is now "
             "(training went on since); remove that folder to fine-tune anew"
         )
+    if state.position.best_loss is not None:
+        run.check_best(stage)
     run.forget_metrics_after(stage, state.position.step)
     display.message(f"resuming {stage} at epoch {state.position.epoch}, update {state.position.step}")
 

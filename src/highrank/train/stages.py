@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from highrank.data import Corpus, find_corpus, is_published, load_corpus
 from highrank.errors import UserError
 from highrank.progress import SILENT, Display
-from highrank.runs import Config, RunFolder, parse_config, to_toml
+from highrank.runs import Config, RunFolder, at_work, parse_config, to_toml, writing
 from highrank.train.loop import train_stage, training_columns
 
 __all__ = ["Machine", "corpus_for", "corpus_of", "finetune", "open_or_create", "set_later_settings", "train"]
@@ -75,7 +75,8 @@ def open_or_create(
         )
     run.check_corpus(corpus)
     if config != begun:
-        run.change_config(config)
+        with at_work(path):
+            run.change_config(config)
     return run
 
 
@@ -86,12 +87,14 @@ def set_later_settings(run: RunFolder, overrides: Sequence[str]) -> None:
     if changed != replace(begun, finetune=changed.finetune, dynamic=changed.dynamic):
         raise UserError(f"--set: a trained run can change [finetune] and [dynamic] only, got {' '.join(overrides)}")
     if changed != begun:
-        run.change_config(changed)
+        with at_work(run.path):
+            run.change_config(changed)
 
 
 def train(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
     """Train to the end. Returns and records the figures of the best model."""
-    return _stage(run, "train", corpus, machine, resume)
+    with at_work(run.path):
+        return _stage(run, "train", corpus, machine, resume)
 
 
 def finetune(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
@@ -102,7 +105,8 @@ def finetune(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool =
     before = run.results.get("train", {})
     if run.best_model_path("train").exists() and run.metrics() and not before:
         machine.display.message("training has not come to its end: fine-tuning its best model so far")
-    return _stage(run, "finetune", corpus, machine, resume)
+    with at_work(run.path):
+        return _stage(run, "finetune", corpus, machine, resume)
 
 
 def _stage(run: RunFolder, stage: str, corpus: Corpus, machine: Machine, resume: bool) -> dict[str, Any]:
@@ -115,10 +119,11 @@ def _stage(run: RunFolder, stage: str, corpus: Corpus, machine: Machine, resume:
         checkpoint_every_s=machine.checkpoint_every_s,
         display=machine.display,
     )
-    same_model = run.results.get(stage, {}).get("valid_loss_nats") == figures["valid_loss_nats"]
-    if not same_model:  # evaluations of an earlier model of this stage no longer hold
-        run.forget_results(stage, "dynamic")
-    run.add_result(stage, figures)
+    with writing(run.path):
+        same_model = run.results.get(stage, {}).get("valid_loss_nats") == figures["valid_loss_nats"]
+        if not same_model:  # evaluations of an earlier model of this stage no longer hold
+            run.forget_results(stage, "dynamic")
+        run.add_result(stage, figures)
     return figures
 
 
