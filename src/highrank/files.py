@@ -8,6 +8,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path
 
 from highrank.errors import UserError
@@ -24,6 +25,7 @@ __all__ = [
     "remove_leftovers",
     "temporary_folder",
     "to_disk",
+    "write_all",
     "write_bytes",
     "write_text",
 ]
@@ -125,15 +127,19 @@ def append_line(path: Path, line: str, *, to_disk: bool = False) -> None:
             file.seek(size - 1)
             if file.read(1) != b"\n":
                 line = f"\n{line}"
-        left = f"{line}\n".encode()
         try:
-            while left:
-                left = left[file.write(left) :]  # a disk that fills up takes a part first, then refuses the rest
+            write_all(file, f"{line}\n".encode())
         except OSError:
             file.truncate(size)
             raise
         if to_disk:
             os.fsync(file.fileno())
+
+
+def write_all(file: RawIOBase, content: bytes) -> None:
+    """Write to an unbuffered file: a disk that fills up takes a part first, and refuses only the rest."""
+    while content:
+        content = content[file.write(content) or 0 :]
 
 
 def leftovers(*folders: Path) -> Iterator[Path]:

@@ -173,15 +173,17 @@ class _Examination:
         best = folder / "model.safetensors"
         found.has_best = best.exists()
         if found.has_best:
-            read = self.attempt(
-                f"{stage}/{best.name}", lambda: (_fitting(read_tensors(best), shapes), "the best model")
-            )
-            found.best = read is not None
+            found.best = self.attempt(f"{stage}/{best.name}", partial(_best_model, best, shapes)) is not None
         for path in checkpoint_folders(folder):
             found.checkpoints += 1
-            position = self.attempt(f"{stage}/{path.name}", lambda path=path: _position(path, shapes))  # type: ignore[misc]
+            position = self.attempt(f"{stage}/{path.name}", partial(_position, path, shapes))
             if position is not None:
                 found.positions.append(position)
+        for path in sorted(folder.glob("gradient-statistics-*.safetensors")):
+            try:
+                read_tensors(path)
+            except UserError:
+                self.say(f"{stage}/{path.name}", "note", "damaged; dynamic evaluation computes it again")
         if found.positions and found.positions[0]["best_loss"] is not None and not found.has_best:
             self.say(f"{stage}/{best.name}", "wrong", "is missing: a model was the best so far and is not here")
         source = self.run / "train" / "model.safetensors"
@@ -203,7 +205,7 @@ class _Examination:
                 continue
             try:
                 record = json.loads(line)
-                if not {"stage", "event", "step"} <= record.keys():
+                if not {"stage", "event", "epoch", "step"} <= record.keys():
                     raise ValueError
                 records.append(record)
             except (ValueError, AttributeError):
@@ -332,7 +334,12 @@ def _position(path: Path, shapes: Shapes | None) -> tuple[Mapping[str, Any], str
     return position, f"epoch {position['epoch']}, update {position['step']}" + ", the end" * position["finished"]
 
 
-def _fitting(tensors: Mapping[str, Tensor], shapes: Shapes | None) -> bool:
+def _best_model(path: Path, shapes: Shapes | None) -> tuple[Path, str]:
+    _fitting(read_tensors(path), shapes)
+    return path, "the best model"
+
+
+def _fitting(tensors: Mapping[str, Tensor], shapes: Shapes | None) -> None:
     """Raises UserError unless the tensors are those of the run's configuration and vocabulary (None: not known)."""
     if shapes is not None:
         if strange := sorted(tensors.keys() ^ shapes.keys()):
@@ -344,7 +351,6 @@ def _fitting(tensors: Mapping[str, Tensor], shapes: Shapes | None) -> bool:
                     f"does not fit configuration and vocabulary: {name} is {tuple(tensors[name].shape)}, not {shape}"
                 )
     _finite(tensors)
-    return True
 
 
 def _finite(tensors: Mapping[str, Tensor]) -> None:

@@ -190,13 +190,22 @@ class RunFolder:
                 record = json.loads(line)
             except ValueError:  # a line cut short by a kill; what it said is said again after the resume
                 continue
-            if isinstance(record, dict) and {"stage", "event", "step"} <= record.keys():
+            if isinstance(record, dict) and {"stage", "event", "epoch", "step"} <= record.keys():
                 records.append(record)
         return records
 
-    def forget_metrics_after(self, stage: str, step: int) -> None:
-        """Drop what a killed process recorded beyond its last checkpoint: it will be recorded again."""
-        kept = [r for r in self.metrics() if r["stage"] != stage or r["step"] <= step]
+    def forget_metrics_after(self, stage: str, step: int, validations: int) -> None:
+        """Drop what a killed process recorded beyond its last checkpoint: it will be recorded again.
+
+        That is beyond update ``step``, and of that update itself the validation that ended its epoch, unless it is
+        one of the ``validations`` that the checkpoint knows of.
+        """
+
+        def is_known(record: Mapping[str, Any]) -> bool:
+            of_the_epoch = record["event"] == "validation" and record["step"] == step
+            return bool(record["epoch"] <= validations if of_the_epoch else record["step"] <= step)
+
+        kept = [record for record in self.metrics() if record["stage"] != stage or is_known(record)]
         with explained(self.path / "metrics.jsonl"):
             write_text(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 

@@ -122,7 +122,7 @@ def _restore_last(run: RunFolder, stage: str, state: StageState, display: Displa
     if checkpoint is None:
         if run.best_model_path(stage).exists() and not run.metrics():
             raise UserError(f"{run.path}: has a model but no checkpoint of {stage} to go on from (an imported run?)")
-        run.forget_metrics_after(stage, 0)
+        run.forget_metrics_after(stage, 0, 0)
         return
     started_from = state.position.started_from
     state.restore(checkpoint)
@@ -133,7 +133,7 @@ def _restore_last(run: RunFolder, stage: str, state: StageState, display: Displa
         )
     if state.position.best_loss is not None:
         run.check_best(stage)
-    run.forget_metrics_after(stage, state.position.step)
+    run.forget_metrics_after(stage, state.position.step, len(state.position.history))
     display.message(f"resuming {stage} at epoch {state.position.epoch}, update {state.position.step}")
 
 
