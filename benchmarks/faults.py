@@ -466,7 +466,7 @@ def mounted(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[str]:
-    """Nobody can write into ``folder``; gives the words in which that is said. Permissions do not bind root: a mount."""
+    """Nobody can write into ``folder``; gives the words for that. Permissions do not bind root: for it, a mount."""
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         _mount("--bind", str(folder), str(folder))
         try:
