@@ -400,8 +400,8 @@ def cut_short(setting: Setting, *, every: int = 1) -> dict[str, Any]:
     base = {finished: setting.copy(f"whole-{finished}", finished=finished) for finished in (True, False)}
     newest = checkpoint_folders(base[True] / "train")[0].name
     cases = [(True, f"train/{newest}/{name}") for name in ("model.safetensors", "state.safetensors", "state.json")]
-    cases += [(False, name) for name in ("train/model.safetensors", "metrics.jsonl", "log.txt", "config.toml")]
-    cases += [(False, "run.json"), (False, "vocabulary.txt"), (True, "results.json")]
+    cases += [(True, name) for name in ("train/model.safetensors", "results.json")]
+    cases += [(False, name) for name in ("metrics.jsonl", "log.txt", "config.toml", "run.json", "vocabulary.txt")]
     for finished, name in cases:
         lengths = boundaries(base[finished] / name)
         for length in sorted({*lengths[::every], lengths[-1]}):
