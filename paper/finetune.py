@@ -25,7 +25,7 @@ from highrank.cli.launch import launch, launched
 from highrank.cli.output import notice
 from highrank.cli.stage import interruptible, machine
 from highrank.files import write_text
-from highrank.runs import Config, RunFolder, to_toml
+from highrank.runs import Config, RunFolder, at_work, to_toml
 from highrank.train import corpus_of, finetune
 
 
@@ -38,7 +38,7 @@ def main() -> int:
             notice(f"finetune.py: {text}")
         if (workers := workers_for(config, gpus(arguments))) > 1:
             return launch(sys.argv, workers)
-    with machine(device) as where, interruptible(where) as ending:
+    with machine(device) as where, interruptible(where) as ending, at_work(Path(arguments.save), where.workers):
         run = where.workers.first(lambda: open_run(arguments, config))
         corpus = corpus_of(run, arguments.data)
         finetune(run, corpus, where, resume=arguments.continue_train)

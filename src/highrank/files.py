@@ -4,27 +4,35 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path
 
 from highrank.errors import UserError
 
 __all__ = [
+    "append_line",
     "explained",
     "file_sha256",
     "install_folder",
+    "leftovers",
     "new_file",
     "new_folder",
+    "remove_folder",
     "remove_leftovers",
     "temporary_folder",
+    "to_disk",
+    "write_all",
     "write_bytes",
     "write_text",
 ]
 
 TEMPORARY = ".new-"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
@@ -91,34 +99,93 @@ def install_folder(temporary: Path, target: Path) -> bool:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into one line for the user that names ``path``."""
+    """Turn a full disk, a read-only one or a missing permission into one line for the user that names ``path``."""
     try:
         yield
     except Exception as error:
-        number = getattr(error, "errno", None)
-        # safetensors wraps the system's error in its own, and leaves the number in its text only.
-        if number in FULL or any(f"os error {code}" in str(error) for code in FULL):
+        numbers = _error_numbers(error)
+        if numbers.intersection(FULL):
             raise UserError(
                 f"{path}: no space left to write it; what was there before stands. Free some space and try again"
             ) from error
-        if isinstance(error, PermissionError):
+        if errno.EROFS in numbers:
+            raise UserError(f"{path}: cannot be written, its file system is read-only") from error
+        if isinstance(error, PermissionError) or numbers.intersection(REFUSED):
             raise UserError(f"{path}: no permission to write there") from error
         raise
 
 
+def append_line(path: Path, line: str, *, to_disk: bool = False) -> None:
+    """Append ``line`` and a line end to ``path``. If that fails the file is as it was before.
+
+    A last line without an end, which a kill cut short, is ended first, so that it takes no other line with it.
+    ``to_disk``: return only when the line has reached the disk. Raises UserError as ``explained`` does.
+    """
+    with explained(path), path.open("ab+", buffering=0) as file:  # unbuffered: nothing is left to be written at closing
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                line = f"\n{line}"
+        try:
+            write_all(file, f"{line}\n".encode())
+        except OSError:
+            file.truncate(size)
+            raise
+        if to_disk:
+            os.fsync(file.fileno())
+
+
+def write_all(file: RawIOBase, content: bytes) -> None:
+    """Write to an unbuffered file: a disk that fills up takes a part first, and refuses only the rest."""
+    while content:
+        content = content[file.write(content) or 0 :]
+
+
+def leftovers(*folders: Path) -> Iterator[Path]:
+    """What processes were writing in ``folders``: those at work, and those that were killed."""
+    for folder in folders:
+        yield from folder.glob(f"{TEMPORARY}*")
+
+
 def remove_leftovers(*folders: Path) -> None:
     """Remove what processes that were killed in the middle of writing left in ``folders``."""
-    for folder in folders:
-        for leftover in folder.glob(f"{TEMPORARY}*"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+    for leftover in leftovers(*folders):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove ``path`` with all that is in it. A kill in the middle leaves no half of it under its own name."""
+    leaving = _temporary_name(path.parent)
+    os.rename(path, leaving)
+    shutil.rmtree(leaving)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until the file has reached the disk; where the system can be asked to, the next reading is from there."""
+    _sync(path)
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
 
 
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _error_numbers(error: Exception) -> set[int]:
+    """The system's number of ``error``; of libraries in Rust, which leave it in the text of their own, from there."""
+    numbers = {int(number) for number in re.findall(r"os error (\d+)", str(error))}
+    if isinstance(error, OSError) and error.errno is not None:
+        numbers.add(error.errno)
+    return numbers
 
 
 def _temporary_name(parent: Path) -> Path:

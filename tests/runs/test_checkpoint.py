@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from highrank.errors import UserError
+from highrank.files import leftovers
 from highrank.runs import latest_checkpoint, load_checkpoint, save_checkpoint
+from highrank.runs.checkpoint import checkpoint_folders
+from highrank.runs.tensors import write_tensors
+from highrank.runs.verify import written_differently
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.tensor(7)}
 
@@ -93,3 +97,74 @@ def test_a_checkpoint_folder_from_elsewhere_is_not_trusted(tmp_path: Path) -> No
     (target / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"incomplete, model\.safetensors is missing"):
         load_checkpoint(target)
+
+
+def flip_a_bit(file: Path, place: int = -1) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["a bit", "cut short"])
+def test_nothing_goes_until_the_new_one_was_read_back(
+    name: str, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that keeps something else than what it was given: hashes are taken of that, and would agree with it."""
+    for step in (1, 2):
+        save(tmp_path, step)
+
+    def write_to_a_failing_disk(path: Path) -> None:
+        if path.name == name and damage == "a bit":
+            flip_a_bit(path)
+        elif path.name == name:
+            path.write_bytes(path.read_bytes()[:-1])
+
+    monkeypatch.setattr(
+        f"highrank.runs.{'checkpoint' if name == 'state.json' else 'verify'}.to_disk", write_to_a_failing_disk
+    )
+    for step in (2, 3):  # of the same step too
+        with pytest.raises(UserError, match=rf"checkpoint-0000000{step}: {name} is not on the disk as it was written"):
+            save(tmp_path, step)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000001", "checkpoint-00000002"]
+    monkeypatch.undo()
+    found = latest_checkpoint(tmp_path, notice=pytest.fail)
+    assert found is not None
+    assert found.state["position"] == {"step": 2}
+
+
+def test_what_is_written_is_compared_byte_by_byte(tmp_path: Path) -> None:
+    """Not number by number: a nan is not equal to itself, and zero has two signs."""
+    tensors = {"nan": torch.tensor([float("nan"), 0.0]), "scalar": torch.tensor(3), "empty": torch.zeros(0, 4)}
+    path = tmp_path / "tensors.safetensors"
+    write_tensors(path, tensors)
+    assert written_differently(path, tensors) is None
+    assert "nan differs" in str(written_differently(path, tensors | {"nan": torch.tensor([float("nan"), -0.0])}))
+    assert "shape or type" in str(written_differently(path, tensors | {"scalar": torch.tensor(3, dtype=torch.int32)}))
+    assert "more" in str(written_differently(path, tensors | {"more": torch.zeros(1)}))
+
+
+def test_a_damaged_one_does_not_count_as_kept(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    flip_a_bit(save(tmp_path, 2) / "model.safetensors")
+    flip_a_bit(save(tmp_path, 9) / "state.safetensors")  # passed over by a resume, which went on from 1
+    save(tmp_path, 3)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-00000001", "checkpoint-00000003"]
+
+
+def test_a_checkpoint_goes_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while one is being removed leaves no half of it under its own name."""
+    for step in (1, 2):
+        save(tmp_path, step)
+
+    def die(path: Path, **options: object) -> None:
+        if not path.exists():  # what a context manager cleans up behind itself
+            return
+        next(path.iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("highrank.files.shutil.rmtree", die)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 3)
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["checkpoint-00000003", "checkpoint-00000002"]
+    assert len(list(leftovers(tmp_path))) == 1

@@ -1,6 +1,7 @@
 """``highrank run RECIPE``: train, fine-tune, evaluate dynamically, show a sample and a table."""
 
 import argparse
+from contextlib import ExitStack
 
 from highrank.cli.options import (
     add_data_option,
@@ -43,12 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
         prepare_statistics,
     )
     from highrank.report import summary_lines, summary_rows
-    from highrank.runs import load
+    from highrank.runs import at_work, load
     from highrank.train import corpus_for, finetune, open_or_create, train
 
     config, out = read_recipe(arguments)
     corpus = corpus_for(config, arguments.data)
-    with machine(arguments) as where, interruptible(where) as ending:
+    with machine(arguments) as where, interruptible(where) as ending, ExitStack() as held:
         workers = where.workers
         folder = workers.first(
             lambda: open_or_create(
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
                 notice=where.display.message,
             )
         )
+        held.enter_context(at_work(out, workers))  # over all stages and what lies between them
         where.display.message(f"run folder: {out}")
         # Each step knows whether it is done, so that a resumed run goes on where it stopped.
         for stage, step in (("train", train), ("finetune", finetune)):

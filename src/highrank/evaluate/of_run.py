@@ -17,7 +17,7 @@ from highrank.evaluate.search import search_settings
 from highrank.files import explained, file_sha256, new_file
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
-from highrank.runs import RunFolder, parse_config
+from highrank.runs import RunFolder, parse_config, writing
 from highrank.runs.tensors import read_tensors, write_tensors
 from highrank.workers import ALONE, Workers
 
@@ -115,11 +115,12 @@ def dynamic_evaluate_run(
         )
         result[split] = _as_result(evaluation)
     if settings.weight_dropout_seed is None:
-        if not has_dynamic_result(run, stage, settings):
-            run.forget_results("dynamic")
-        recorded = {name: value for name, value in result.items() if name != "run"}
-        earlier_s = run.results.get("dynamic", {}).get("elapsed_s", 0.0)
-        run.add_result("dynamic", recorded | {"elapsed_s": round(earlier_s + time.perf_counter() - began, 3)})
+        with writing(run.path):
+            if not has_dynamic_result(run, stage, settings):
+                run.forget_results("dynamic")
+            recorded = {name: value for name, value in result.items() if name != "run"}
+            earlier_s = run.results.get("dynamic", {}).get("elapsed_s", 0.0)
+            run.add_result("dynamic", recorded | {"elapsed_s": round(earlier_s + time.perf_counter() - began, 3)})
     return result
 
 
@@ -183,7 +184,7 @@ def _cached_statistics(
         display=display,
         workers=workers,
     )
-    workers.first(lambda: _write_statistics(path, statistics))
+    workers.first(lambda: _write_statistics(run, path, statistics))
     return statistics
 
 
@@ -200,8 +201,8 @@ def _read_statistics(path: Path, model: LanguageModel, display: Display) -> Grad
         return None
 
 
-def _write_statistics(path: Path, statistics: GradientStatistics) -> None:
-    with explained(path), new_file(path) as temporary:
+def _write_statistics(run: RunFolder, path: Path, statistics: GradientStatistics) -> None:
+    with writing(run.path), explained(path), new_file(path) as temporary:
         write_tensors(temporary, {**statistics.squares, "segments": torch.tensor(statistics.segments)})
 
 

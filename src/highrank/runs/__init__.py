@@ -6,6 +6,7 @@ from highrank.runs.config import Config, parse_config, read_config, to_toml
 from highrank.runs.device import choose_device, describe_device
 from highrank.runs.estimate import estimate
 from highrank.runs.folder import STAGES, RunFolder, TrainedModel, load
+from highrank.runs.lock import at_work, writing
 from highrank.runs.recipes import find_recipe, recipe_names
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Config",
     "RunFolder",
     "TrainedModel",
+    "at_work",
     "build_model",
     "choose_device",
     "describe_device",
@@ -28,4 +30,5 @@ __all__ = [
     "recipe_names",
     "save_checkpoint",
     "to_toml",
+    "writing",
 ]

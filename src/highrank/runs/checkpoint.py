@@ -6,7 +6,6 @@ checkpoint-00001106/model.safetensors   the weights being trained
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +13,15 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from highrank.errors import UserError
-from highrank.files import explained, file_sha256, new_folder
+from highrank.files import explained, file_sha256, new_folder, remove_folder, to_disk
 from highrank.runs.tensors import read_tensors, write_tensors
+from highrank.runs.verify import written_differently
 
-__all__ = ["Checkpoint", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "checkpoint_folders", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = 1
 KEPT = 2
+STANDING = "it was removed again, and those before it stand. The disk, or what lies between, may be failing"
 
 
 class Checkpoint(NamedTuple):
@@ -33,38 +34,31 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(
     folder: Path, step: int, model: Mapping[str, Tensor], tensors: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> Path:
-    """Write the checkpoint of ``step`` and only then remove those before the last two."""
+    """Write the checkpoint of ``step``, read it back from the disk, and only then remove those before the last two.
+
+    Until every byte was found as it was to be written, the new one has no name and nothing else is touched. Damaged
+    ones do not count as one of the last two. Raises UserError: no space, no permission, or the disk gives back
+    something else.
+    """
     path = folder / f"checkpoint-{step:08d}"
+    contents = {"model.safetensors": model, "state.safetensors": tensors}
     with explained(path), new_folder(path) as temporary:
-        write_tensors(temporary / "model.safetensors", model)
-        write_tensors(temporary / "state.safetensors", tensors)
-        hashes = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
-        content = {"format": FORMAT, "sha256": hashes, **state}
-        (temporary / "state.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-        shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step, passed over by a resume
-    for old in _checkpoints(folder)[KEPT:]:
-        shutil.rmtree(old)
+        for name, content in contents.items():
+            write_tensors(temporary / name, content)
+        hashes = {name: file_sha256(temporary / name) for name in contents}
+        text = json.dumps({"format": FORMAT, "sha256": hashes, **state}, indent=1)
+        (temporary / "state.json").write_text(text, encoding="utf-8")
+        _read_back(path, temporary, contents, text)
+        if path.exists():  # of the same step: from within the epoch that has ended now, or damaged and passed over
+            remove_folder(path)
+    with explained(path):
+        _prune(folder, path)
     return path
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Raises UserError if the checkpoint is incomplete, damaged or of another format."""
-    try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not a checkpoint, state.json is missing") from error
-    except ValueError as error:
-        raise UserError(f"{path}: damaged, state.json is not JSON ({error})") from error
-    if state.get("format") != FORMAT:
-        raise UserError(
-            f"{path}: written in format {state.get('format')!r}, this version of highrank reads format {FORMAT}"
-        )
-    for name, expected in state["sha256"].items():
-        file = path / name
-        if not file.exists():
-            raise UserError(f"{path}: incomplete, {name} is missing")
-        if file_sha256(file) != expected:
-            raise UserError(f"{path}: damaged, {name} is not what was written (its checksum differs)")
+    state = _checked_state(path)
     return Checkpoint(path, read_tensors(path / "model.safetensors"), read_tensors(path / "state.safetensors"), state)
 
 
@@ -74,7 +68,7 @@ def latest_checkpoint(folder: Path, *, notice: Callable[[str], None]) -> Checkpo
     Raises UserError if there are checkpoints and none can be read.
     """
     reason: UserError | None = None
-    for path in _checkpoints(folder):
+    for path in checkpoint_folders(folder):
         try:
             return load_checkpoint(path)
         except UserError as error:
@@ -85,6 +79,62 @@ def latest_checkpoint(folder: Path, *, notice: Callable[[str], None]) -> Checkpo
     return None
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Newest first."""
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Those of a stage, newest first, whatever is in them."""
     return sorted(folder.glob("checkpoint-*"), reverse=True)
+
+
+def _read_back(path: Path, temporary: Path, contents: Mapping[str, Mapping[str, Tensor]], text: str) -> None:
+    """Raises UserError, naming ``path``, if what the disk holds in ``temporary`` is not what was to be written."""
+    for name, tensors in contents.items():
+        if difference := written_differently(temporary / name, tensors):
+            raise UserError(f"{path}: {name} is not on the disk as it was written ({difference}); {STANDING}")
+    to_disk(temporary / "state.json")
+    if (temporary / "state.json").read_bytes() != text.encode():
+        raise UserError(f"{path}: state.json is not on the disk as it was written; {STANDING}")
+
+
+def _prune(folder: Path, newest: Path) -> None:
+    """Keep the newest, which was verified, and before it as many whole ones as are to be kept."""
+    kept = 1
+    for older in checkpoint_folders(folder):
+        if older == newest:
+            continue
+        if kept < KEPT and older < newest and _is_whole(older):
+            kept += 1
+        else:
+            remove_folder(older)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _checked_state(path)
+    except UserError:
+        return False
+    return True
+
+
+def _checked_state(path: Path) -> dict[str, Any]:
+    """state.json, once the files beside it have been found to be what it says."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not a checkpoint, state.json is missing") from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, state.json is not JSON ({error})") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: damaged, state.json holds no object")
+    if state.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: written in format {state.get('format')!r}, this version of highrank reads format {FORMAT}"
+        )
+    hashes = state.get("sha256")
+    if not isinstance(hashes, dict) or not {"model.safetensors", "state.safetensors"} <= hashes.keys():
+        raise UserError(f"{path}: damaged, state.json has no checksums of the files beside it")
+    for name, expected in hashes.items():
+        file = path / name
+        if not file.exists():
+            raise UserError(f"{path}: incomplete, {name} is missing")
+        if file_sha256(file) != expected:
+            raise UserError(f"{path}: damaged, {name} is not what was written (its checksum differs)")
+    return state

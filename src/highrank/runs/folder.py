@@ -21,11 +21,13 @@ from torch import Tensor
 from highrank import __version__
 from highrank.data import Corpus, Vocabulary, is_published
 from highrank.errors import UserError
-from highrank.files import explained, new_file, new_folder, write_text
+from highrank.files import append_line, explained, new_file, new_folder, remove_leftovers, write_text
 from highrank.models import LanguageModel
 from highrank.runs.build import build_model
 from highrank.runs.config import Config, read_config, to_toml
+from highrank.runs.lock import writing
 from highrank.runs.tensors import put_model_tensors, read_tensors, write_tensors
+from highrank.runs.verify import written_differently
 from highrank.workers import ALONE, Workers
 
 __all__ = ["STAGES", "RunFolder", "TrainedModel", "load"]
@@ -55,8 +57,9 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, config: Config, vocabulary: Vocabulary, corpus: Corpus | None) -> "RunFolder":
         """A new run folder. Raises UserError if something is there already."""
+        taken = UserError(f"{path}: exists already; go on with --resume, or give another folder with --out")
         if path.exists():
-            raise UserError(f"{path}: exists already; go on with --resume, or give another folder with --out")
+            raise taken
         facts: dict[str, Any] = {
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
@@ -79,10 +82,13 @@ class RunFolder:
                 "sha256": dict(corpus.sha256),
                 "tokens": {split: len(tokens) for split, tokens in corpus.tokens.items()},
             }
-        with explained(path), new_folder(path) as temporary:
-            (temporary / "config.toml").write_text(to_toml(config), encoding="utf-8")
-            (temporary / "run.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
-            vocabulary.save(temporary / "vocabulary.txt")
+        try:
+            with explained(path), new_folder(path) as temporary:
+                (temporary / "config.toml").write_text(to_toml(config), encoding="utf-8")
+                (temporary / "run.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+                vocabulary.save(temporary / "vocabulary.txt")
+        except FileExistsError as error:  # another process was faster
+            raise taken from error
         return cls(path, config, vocabulary, facts)
 
     @classmethod
@@ -109,10 +115,36 @@ class RunFolder:
         raise UserError(f"{self.path}: no trained model yet; train it first (highrank train ... --resume goes on)")
 
     def save_best(self, stage: str, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the best model of a stage, once the new one has been read back from the disk."""
         path = self.best_model_path(stage)
-        path.parent.mkdir(exist_ok=True)
+        self.begin_stage(stage)
         with explained(path), new_file(path) as temporary:
             write_tensors(temporary, tensors)
+            if difference := written_differently(temporary, tensors):
+                raise UserError(
+                    f"{path}: is not on the disk as it was written ({difference}); the one before it stands. "
+                    "The disk, or what lies between, may be failing"
+                )
+
+    def check_best(self, stage: str) -> None:
+        """Raises UserError if the best model so far, of which no checkpoint has a copy, cannot be read."""
+        try:
+            read_tensors(self.best_model_path(stage))
+        except UserError as error:
+            raise UserError(
+                f"{error}; it is the best model of {stage} so far and nothing else holds it: put a copy of it back, or "
+                "start anew"
+            ) from error
+
+    def begin_stage(self, stage: str) -> None:
+        """Make the folder of a stage, if it is not there yet."""
+        with explained(self.stage_folder(stage)):
+            self.stage_folder(stage).mkdir(exist_ok=True)
+
+    def remove_leftovers(self, stage: str) -> None:
+        """Remove what killed processes were writing. For a stage at work: of an evaluation beside it nothing goes."""
+        with writing(self.path), explained(self.path):
+            remove_leftovers(self.path, self.stage_folder(stage))
 
     def load_model(
         self, stage: str | None = None, *, device: torch.device | str = "cpu", workers: Workers = ALONE
@@ -143,35 +175,41 @@ class RunFolder:
                     f"(sha256 {corpus.sha256[split][:12]}, was {expected[:12]}); restore it, or start a new run"
                 )
 
-    def begin_stage(self, stage: str, line: str) -> None:
-        """Make the stage's folder, if need be, and log ``line``."""
-        self.stage_folder(stage).mkdir(exist_ok=True)
-        self.log(f"{stage}: {line}")
-
     def log(self, line: str) -> None:
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        append_line(self.path / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        # To the disk: a power cut must not take a record that lies before a checkpoint.
+        append_line(self.path / "metrics.jsonl", json.dumps(record), to_disk=True)
 
     def metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
         records = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:  # a line cut short by a kill; what it said is said again after the resume
                 continue
+            if isinstance(record, dict) and {"stage", "event", "epoch", "step"} <= record.keys():
+                records.append(record)
         return records
 
-    def forget_metrics_after(self, stage: str, step: int) -> None:
-        """Drop what a killed process recorded beyond its last checkpoint: it will be recorded again."""
-        kept = [r for r in self.metrics() if r["stage"] != stage or r["step"] <= step]
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+    def forget_metrics_after(self, stage: str, step: int, validations: int) -> None:
+        """Drop what a killed process recorded beyond its last checkpoint: it will be recorded again.
+
+        That is beyond update ``step``, and of that update itself the validation that ended its epoch, unless it is
+        one of the ``validations`` that the checkpoint knows of.
+        """
+
+        def is_known(record: Mapping[str, Any]) -> bool:
+            of_the_epoch = record["event"] == "validation" and record["step"] == step
+            return bool(record["epoch"] <= validations if of_the_epoch else record["step"] <= step)
+
+        kept = [record for record in self.metrics() if record["stage"] != stage or is_known(record)]
+        with explained(self.path / "metrics.jsonl"):
+            write_text(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
     @property
     def results(self) -> dict[str, Any]:
@@ -191,14 +229,14 @@ class RunFolder:
         return replace(self, config=config)
 
     def forget_results(self, *names: str) -> None:
-        results = {name: result for name, result in self.results.items() if name not in names}
-        self._write_results(results)
+        with writing(self.path):
+            self._write_results({name: result for name, result in self.results.items() if name not in names})
 
     def add_result(self, name: str, result: Mapping[str, Any]) -> None:
         """Merge into results.json, under ``name``."""
-        results = self.results
-        results[name] = {**results.get(name, {}), **result}
-        self._write_results(results)
+        with writing(self.path):
+            results = self.results
+            self._write_results({**results, name: {**results.get(name, {}), **result}})
 
     def _write_results(self, results: Mapping[str, Any]) -> None:
         path = self.path / "results.json"

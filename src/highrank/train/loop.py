@@ -12,7 +12,7 @@ from highrank.data import Corpus
 from highrank.data.batches import SHORTEST_TRAINING_COLUMN, Columns, segment_length
 from highrank.errors import UserError
 from highrank.evaluate import evaluate
-from highrank.files import file_sha256, remove_leftovers
+from highrank.files import file_sha256
 from highrank.progress import SILENT, Display
 from highrank.random import derived_seed
 from highrank.runs import Checkpoint, Config, RunFolder, build_model, describe_device, latest_checkpoint
@@ -20,7 +20,7 @@ from highrank.runs.tensors import model_tensors, put_model_tensors, read_tensors
 from highrank.train.interruption import Interrupted, StopRequest, stop_on_signal
 from highrank.train.optimizer import averaged_weights, is_stalled
 from highrank.train.recorder import Recorder
-from highrank.train.state import StageState
+from highrank.train.state import Position, StageState
 from highrank.train.update import update
 from highrank.workers import ALONE, Workers
 
@@ -88,12 +88,13 @@ def train_stage(
     """
     config = run.config
     workers.first(lambda: check_workers(config, workers.count))
-    workers.first(lambda: remove_leftovers(run.path, run.stage_folder(stage)))
+    workers.first(lambda: run.remove_leftovers(stage))
     state = _first_state(run, stage, config, device, workers)
     if resume:
         _restore_last(run, stage, state, display, workers)
     first_step = state.position.step + 1
-    workers.first(lambda: run.begin_stage(stage, f"update {first_step} on, {describe_device(device, workers.count)}"))
+    workers.first(lambda: run.begin_stage(stage))
+    workers.first(lambda: run.log(f"{stage}: update {first_step} on, {describe_device(device, workers.count)}"))
     recorder = Recorder(run, stage, display, first_step=first_step, tensorboard=workers.is_first)
     try:
         with stop_on_signal() as stop:
@@ -147,10 +148,16 @@ def _last_checkpoint(run: RunFolder, stage: str, display: Display) -> Checkpoint
     return checkpoint
 
 
+def _forget_what_comes_again(run: RunFolder, stage: str, position: Position) -> None:
+    if position.best_loss is not None:
+        run.check_best(stage)
+    run.forget_metrics_after(stage, position.step, len(position.history))
+
+
 def _restore_last(run: RunFolder, stage: str, state: StageState, display: Display, workers: Workers) -> None:
     checkpoint = workers.first(lambda: _last_checkpoint(run, stage, display))
     if checkpoint is None:
-        workers.first(lambda: run.forget_metrics_after(stage, 0))
+        workers.first(lambda: run.forget_metrics_after(stage, 0, 0))
         return
     started_from = state.position.started_from
     state.restore(checkpoint)
@@ -159,7 +166,7 @@ def _restore_last(run: RunFolder, stage: str, state: StageState, display: Displa
             f"{run.stage_folder(stage)}: began from another trained model than {run.best_model_path('train')} is now "
             "(training went on since); remove that folder to fine-tune anew"
         )
-    workers.first(lambda: run.forget_metrics_after(stage, state.position.step))
+    workers.first(lambda: _forget_what_comes_again(run, stage, state.position))
     display.message(f"resuming {stage} at epoch {state.position.epoch}, update {state.position.step}")
 
 

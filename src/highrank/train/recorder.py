@@ -23,9 +23,9 @@ class Recorder:
         self.run, self.stage, self.display = run, stage, display
         self._tensorboard: Any = None
         if tensorboard and importlib.util.find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter  # imports TensorBoard: seconds, so only here
+            from highrank.train.events import EventFile  # imports TensorBoard: seconds, so only here
 
-            self._tensorboard = SummaryWriter(str(run.path / "tensorboard" / stage), purge_step=first_step)
+            self._tensorboard = EventFile(run.path / "tensorboard" / stage, first_step=first_step)
 
     def progress(self, position: Position, columns: Columns, epochs: int) -> None:
         done = (position.epoch - 1) * columns.length + position.start
@@ -81,5 +81,5 @@ class Recorder:
         where = {"stage": self.stage, "event": event, "epoch": position.epoch, "step": position.step}
         self.run.add_metrics(where | figures | {"elapsed_s": round(position.elapsed_s, 3)})
         if self._tensorboard is not None:
-            for name, value in figures.items():
-                self._tensorboard.add_scalar(f"{event}/{name}", float(value), position.step)
+            named = {f"{event}/{name}": float(value) for name, value in figures.items()}
+            self._tensorboard.add(named, position.step)

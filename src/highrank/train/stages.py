@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from highrank.data import Corpus, find_corpus, is_published, load_corpus
 from highrank.errors import UserError
 from highrank.progress import SILENT, Display
-from highrank.runs import Config, RunFolder, parse_config, to_toml
+from highrank.runs import Config, RunFolder, at_work, parse_config, to_toml, writing
 from highrank.train.loop import check_workers, train_stage, training_columns
 from highrank.workers import ALONE, Workers
 
@@ -83,7 +83,7 @@ def open_or_create(
             f"{path}: the run was started with other settings ({changed}); resume with the same, or start anew"
         )
     run.check_corpus(corpus)
-    return run.change_config(config) if config != begun else run
+    return _with_config(run, config)
 
 
 def set_later_settings(run: RunFolder, overrides: Sequence[str]) -> RunFolder:
@@ -92,18 +92,27 @@ def set_later_settings(run: RunFolder, overrides: Sequence[str]) -> RunFolder:
     changed = parse_config(msgspec.to_builtins(begun), source=str(run.path), overrides=overrides)
     if changed != replace(begun, finetune=changed.finetune, dynamic=changed.dynamic):
         raise UserError(f"--set: a trained run can change [finetune] and [dynamic] only, got {' '.join(overrides)}")
-    return run.change_config(changed) if changed != begun else run
+    return _with_config(run, changed)
+
+
+def _with_config(run: RunFolder, config: Config) -> RunFolder:
+    if config == run.config:
+        return run
+    with at_work(run.path):
+        return run.change_config(config)
 
 
 def train(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
     """Train to the end. Returns and records the figures of the best model."""
-    return _stage(run, "train", corpus, machine, resume)
+    with at_work(run.path, machine.workers):
+        return _stage(run, "train", corpus, machine, resume)
 
 
 def finetune(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
     """Fine-tune the best trained model to the end. Returns and records the figures of the best model."""
     machine.workers.first(lambda: _check_finetune(run, machine.display, resume))
-    return _stage(run, "finetune", corpus, machine, resume)
+    with at_work(run.path, machine.workers):
+        return _stage(run, "finetune", corpus, machine, resume)
 
 
 def _check_finetune(run: RunFolder, display: Display, resume: bool) -> None:
@@ -131,10 +140,11 @@ def _stage(run: RunFolder, stage: str, corpus: Corpus, machine: Machine, resume:
 
 
 def _record(run: RunFolder, stage: str, figures: dict[str, Any]) -> None:
-    same_model = run.results.get(stage, {}).get("valid_loss_nats") == figures["valid_loss_nats"]
-    if not same_model:  # evaluations of an earlier model of this stage no longer hold
-        run.forget_results(stage, "dynamic")
-    run.add_result(stage, figures)
+    with writing(run.path):
+        same_model = run.results.get(stage, {}).get("valid_loss_nats") == figures["valid_loss_nats"]
+        if not same_model:  # evaluations of an earlier model of this stage no longer hold
+            run.forget_results(stage, "dynamic")
+        run.add_result(stage, figures)
 
 
 def _first_difference(before: str, after: str) -> str:

@@ -1,0 +1,359 @@
+"""What is wrong with a run folder, and what can be done with it as it is. Nothing in it is changed."""
+
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+import torch
+from torch import Tensor
+
+from highrank import __version__
+from highrank.data import Vocabulary, load_corpus
+from highrank.data.catalog import present_folder
+from highrank.errors import UserError
+from highrank.files import file_sha256, leftovers
+from highrank.runs.build import build_model
+from highrank.runs.checkpoint import checkpoint_folders, load_checkpoint
+from highrank.runs.config import Config, read_config
+from highrank.runs.folder import STAGES, RunFolder
+from highrank.runs.lock import holder, is_held
+from highrank.runs.tensors import read_tensors
+
+__all__ = ["Ability", "Diagnosis", "Finding", "examine"]
+
+Found = TypeVar("Found")
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """About one file or folder of the run. A note is worth knowing and keeps nothing from working as it should."""
+
+    place: str
+    kind: Literal["ok", "note", "wrong"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Ability:
+    """What can or cannot be done with the run, why, and the command for it (None: it cannot, or need not)."""
+
+    what: Literal["train", "finetune", "evaluate", "dynamic-eval"]
+    possible: bool
+    why: str
+    command: str | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    run: Path
+    findings: tuple[Finding, ...]
+    abilities: tuple[Ability, ...]
+
+    @property
+    def wrong(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.kind == "wrong"]
+
+
+@dataclass
+class _Stage:
+    """What was found of a stage. ``best``: its model can be used. ``positions``: of readable checkpoints."""
+
+    has_best: bool = False
+    best: bool = False
+    checkpoints: int = 0
+    positions: list[Mapping[str, Any]] = field(default_factory=list)  # newest first
+
+
+def examine(run: Path) -> Diagnosis:
+    """Read everything in the run folder ``run`` and say what is wrong with it. Raises UserError if it is none."""
+    if not any((run / name).is_file() for name in ("config.toml", "run.json", "vocabulary.txt")):
+        raise UserError(f"{run}: not a run folder (expected config.toml, run.json and vocabulary.txt in it)")
+    return _Examination(run).diagnosis()
+
+
+class _Examination:
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.findings: list[Finding] = []
+
+    def diagnosis(self) -> Diagnosis:
+        config = self.attempt("config.toml", self.read_config)
+        facts = self.attempt("run.json", self.read_facts)
+        vocabulary = self.attempt("vocabulary.txt", self.read_vocabulary)
+        corpus = None
+        if config is not None and facts is not None and vocabulary is not None:
+            corpus = self.attempt("corpus", partial(self.check_corpus, config.data.corpus, facts))
+        shapes: Shapes | None = None
+        if config is not None and vocabulary is not None:
+            with torch.device("meta"):
+                model = build_model(config, len(vocabulary))
+            shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        stages = {stage: self.check_stage(stage, shapes) for stage in STAGES}
+        records = self.check_metrics()
+        for stage, found in stages.items():
+            self.check_history(stage, found, records)
+        self.attempt("results.json", self.read_results)
+        self.check_leftovers()
+        at_work = self.check_lock()
+        return Diagnosis(self.run, tuple(self.findings), tuple(self.abilities(stages, corpus, at_work, bool(records))))
+
+    def say(self, place: str, kind: Literal["ok", "note", "wrong"], text: str) -> None:
+        self.findings.append(Finding(place, kind, text))
+
+    def attempt(self, place: str, read: Callable[[], tuple[Found, str]]) -> Found | None:
+        """What ``read`` returns, noted with its description; None, noted as wrong, where it raises UserError."""
+        try:
+            found, text = read()
+        except (UserError, OSError) as error:
+            said = " ".join(str(error).split()).replace(f"{self.run / place}: ", "").replace(f"{self.run}/", "")
+            self.say(place, "wrong", said)
+            return None
+        self.say(place, "ok", text)
+        return found
+
+    def read_config(self) -> tuple[Config, str]:
+        path = self.run / "config.toml"
+        config = read_config(path)
+        written = tomllib.loads(path.read_text(encoding="utf-8"))
+        # All settings are written: where some are missing the file was cut short, and defaults would take their place.
+        missing = [
+            f"{section}.{key}"
+            for section, settings in msgspec.to_builtins(config).items()
+            for key in settings
+            if key not in written.get(section, {})
+        ]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(f"{path}: cut short, or of another version: {missing[0]}{more} missing")
+        return config, f"{config.model.head}, corpus {config.data.corpus}"
+
+    def read_facts(self) -> tuple[dict[str, Any], str]:
+        try:
+            facts = json.loads((self.run / "run.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"not valid JSON ({error})") from error
+        if not (isinstance(facts, dict) and isinstance(facts.get("versions"), dict)):
+            raise UserError("does not name the versions that made the run")
+        present = {"highrank": __version__, "torch": torch.__version__}
+        for name, now in present.items():
+            if (then := facts["versions"].get(name)) != now:
+                self.say(
+                    "run.json",
+                    "note",
+                    f"begun with {name} {then}, here is {now}: what is resumed may differ in its bits",
+                )
+        return facts, f"begun {facts.get('created', 'at an unknown time')}"
+
+    def read_vocabulary(self) -> tuple[Vocabulary, str]:
+        vocabulary = Vocabulary.load(self.run / "vocabulary.txt")
+        if not len(vocabulary):
+            raise UserError("is empty")
+        return vocabulary, f"{len(vocabulary):,} words"
+
+    def check_corpus(self, name: str, facts: dict[str, Any]) -> tuple[Path, str]:
+        """The folder of the run's text, found to be what it was."""
+        recorded = facts.get("corpus")
+        known = recorded.get("folder") if isinstance(recorded, dict) else None
+        folder = Path(known) if known is not None and Path(known).is_dir() else present_folder(name)
+        if folder is None:
+            raise UserError(f"{known or name}: not there any more; give the commands its new place with --data")
+        RunFolder.open(self.run).check_corpus(load_corpus(folder, name=name))
+        return folder, f"{folder}: the text of the run"
+
+    def check_stage(self, stage: str, shapes: Shapes | None) -> _Stage:
+        found, folder = _Stage(), self.run / stage
+        best = folder / "model.safetensors"
+        found.has_best = best.exists()
+        if found.has_best:
+            found.best = self.attempt(f"{stage}/{best.name}", partial(_best_model, best, shapes)) is not None
+        for path in checkpoint_folders(folder):
+            found.checkpoints += 1
+            position = self.attempt(f"{stage}/{path.name}", partial(_position, path, shapes))
+            if position is not None:
+                found.positions.append(position)
+        for path in sorted(folder.glob("gradient-statistics-*.safetensors")):
+            try:
+                read_tensors(path)
+            except UserError:
+                self.say(f"{stage}/{path.name}", "note", "damaged; dynamic evaluation computes it again")
+        if found.positions and found.positions[0]["best_loss"] is not None and not found.has_best:
+            self.say(f"{stage}/{best.name}", "wrong", "is missing: a model was the best so far and is not here")
+        source = self.run / "train" / "model.safetensors"
+        for position in found.positions[:1]:
+            begun = position["started_from"]
+            if begun and source.exists() and begun != file_sha256(source):
+                self.say(stage, "wrong", f"began from another trained model than train/{source.name} is now")
+        return found
+
+    def check_metrics(self) -> list[dict[str, Any]]:
+        path = self.run / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_bytes().split(b"\n")
+        records = []
+        for number, line in enumerate(lines, 1):
+            last = number == len(lines)
+            if last and not line:
+                continue
+            try:
+                record = json.loads(line)
+                if not {"stage", "event", "epoch", "step"} <= record.keys():
+                    raise ValueError
+                records.append(record)
+            except (ValueError, AttributeError):
+                if last:
+                    self.say(path.name, "note", "its last record is cut short; --resume writes it anew")
+                else:
+                    self.say(path.name, "wrong", f"line {number} is not a record")
+        self.say(path.name, "ok", f"{len(records)} records")
+        return records
+
+    def check_history(self, stage: str, found: _Stage, records: list[dict[str, Any]]) -> None:
+        """Of every validation that the newest checkpoint knows of there is a record."""
+        for position in found.positions[:1]:
+            mine = [r for r in records if r["stage"] == stage and r["event"] == "validation"]
+            recorded = sum(0 < r["step"] <= position["step"] for r in mine)
+            if recorded < len(position["history"]):
+                validated = len(position["history"])
+                self.say("metrics.jsonl", "wrong", f"{stage} has validated {validated} times, recorded are {recorded}")
+
+    def read_results(self) -> tuple[dict[str, Any], str]:
+        path = self.run / "results.json"
+        if not path.exists():
+            return {}, "none yet"
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"not valid JSON ({error}); remove it, and evaluate again") from error
+        if not (isinstance(results, dict) and all(isinstance(result, dict) for result in results.values())):
+            raise UserError("holds no results by name; remove it, and evaluate again")
+        return results, f"of {', '.join(results) or 'nothing'}"
+
+    def check_leftovers(self) -> None:
+        for path in leftovers(self.run, *(self.run / stage for stage in STAGES)):
+            text = "being written, or left by a process that was killed; the next start removes it"
+            self.say(str(path.relative_to(self.run)), "note", text)
+
+    def check_lock(self) -> str | None:
+        """Who is at work on the run, if someone is."""
+        if not is_held(self.run):
+            return None
+        who = holder(self.run) or "a process"
+        self.say(".lock", "note", f"{who} is at work on the run")
+        return who
+
+    def abilities(
+        self, stages: Mapping[str, _Stage], corpus: Path | None, at_work: str | None, recorded: bool
+    ) -> list[Ability]:
+        basis = [f"{f.place} is wrong" for f in self.findings if f.kind == "wrong" and f.place in BASIS]
+        obstacle = basis[0] if basis else None
+        stop = f"{at_work} is at work on it" if at_work else obstacle
+        data = ["--data", str(corpus)]
+        train, tune = stages["train"], stages["finetune"]
+        resume = [str(self.run / "config.toml"), *data, "--out", str(self.run), "--resume"]
+        begun = tune.checkpoints > 0 or tune.has_best
+        finetune = [str(self.run), *data, *(["--resume"] if begun else [])]
+        return [
+            _training(train, stop or self.imported(train, recorded), ["train", *resume]),
+            self.finetuning(train, tune, stop, ["finetune", *finetune]),
+            *(self.evaluation(what, stages, obstacle, data) for what in ("evaluate", "dynamic-eval")),
+        ]
+
+    def imported(self, train: _Stage, recorded: bool) -> str | None:
+        if train.has_best and not train.checkpoints and not recorded:
+            return "the run has a model and no checkpoint to go on from (an imported run?)"
+        return None
+
+    def finetuning(self, train: _Stage, tune: _Stage, stop: str | None, command: list[str]) -> Ability:
+        if stop is None and not train.best:
+            stop = f"the best trained model {'cannot be used' if train.has_best else 'is not there yet'}"
+        if stop is None and any(finding.place == "finetune" for finding in self.findings):
+            stop = "it began from another trained model; remove the folder finetune to fine-tune anew"
+        return _training(tune, stop, command)
+
+    def evaluation(
+        self, what: Literal["evaluate", "dynamic-eval"], stages: Mapping[str, _Stage], stop: str | None, data: list[str]
+    ) -> Ability:
+        if stop is not None:
+            return Ability(what, False, stop)
+        last = next((stage for stage in reversed(STAGES) if stages[stage].has_best), None)
+        usable = next((stage for stage in reversed(STAGES) if stages[stage].best), None)
+        if usable is None:
+            return Ability(what, False, "no model can be used" if last else "there is no trained model yet")
+        choice = [] if usable == last else ["--stage", usable]
+        why = f"the best model of {usable}" + (f"; that of {last} cannot be used" if choice else "")
+        return Ability(what, True, why, _command(what, str(self.run), *data, *choice))
+
+
+BASIS = ("config.toml", "run.json", "vocabulary.txt", "corpus")
+
+
+def _training(stage: _Stage, stop: str | None, command: list[str]) -> Ability:
+    """``stop``: what keeps the stage from beginning or going on, whatever its checkpoints say."""
+    what: Literal["train", "finetune"] = "train" if command[0] == "train" else "finetune"
+    if stop is not None:
+        return Ability(what, False, stop)
+    if stage.checkpoints and not stage.positions:
+        return Ability(what, False, "no checkpoint can be used")
+    if not stage.positions:
+        return Ability(what, True, "from the start: there is no checkpoint", _command(*command))
+    position = stage.positions[0]
+    if position["best_loss"] is not None and not stage.best:
+        return Ability(what, False, "its best model so far, which no checkpoint has a copy of, cannot be used")
+    if position["finished"]:
+        return Ability(what, False, f"it has come to its end in epoch {position['epoch']}, update {position['step']}")
+    return Ability(what, True, f"from epoch {position['epoch']}, update {position['step']} on", _command(*command))
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["highrank", *words])
+
+
+def _position(path: Path, shapes: Shapes | None) -> tuple[Mapping[str, Any], str]:
+    """Where a checkpoint stands. Raises UserError if anything in it is damaged or does not fit."""
+    checkpoint = load_checkpoint(path)
+    _fitting(checkpoint.model, shapes)
+    _finite(checkpoint.tensors)
+    position = checkpoint.state.get("position")
+    types = {"epoch": int, "step": int, "finished": bool, "history": list, "started_from": str}
+    if not isinstance(position, dict) or any(type(position.get(name)) is not kind for name, kind in types.items()):
+        raise UserError("state.json does not say where training stands")
+    if not (position.get("best_loss", 0) is None or type(position.get("best_loss")) is float):
+        raise UserError("state.json does not say how good the best model is")
+    number = re.search(r"\d+", path.name)
+    if number is None or int(number[0]) != position["step"]:
+        raise UserError(f"is of update {position['step']}, which is not what its name says")
+    return position, f"epoch {position['epoch']}, update {position['step']}" + ", the end" * position["finished"]
+
+
+def _best_model(path: Path, shapes: Shapes | None) -> tuple[Path, str]:
+    _fitting(read_tensors(path), shapes)
+    return path, "the best model"
+
+
+def _fitting(tensors: Mapping[str, Tensor], shapes: Shapes | None) -> None:
+    """Raises UserError unless the tensors are those of the run's configuration and vocabulary (None: not known)."""
+    if shapes is not None:
+        if strange := sorted(tensors.keys() ^ shapes.keys()):
+            side = "without" if strange[0] in shapes else "with"
+            raise UserError(f"does not fit the configuration: {side} the tensor {strange[0]}")
+        for name, shape in shapes.items():
+            if tuple(tensors[name].shape) != shape:
+                raise UserError(
+                    f"does not fit configuration and vocabulary: {name} is {tuple(tensors[name].shape)}, not {shape}"
+                )
+    _finite(tensors)
+
+
+def _finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{name} holds numbers that are infinite or none")

@@ -1,0 +1,127 @@
+"""A run survives what happens to processes and disks, to the same bits: benchmarks/faults.py in small numbers."""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from benchmarks import faults
+from benchmarks.faults import RECIPE, Setting, Unavailable, compare, here, train_arguments
+from highrank.runs import RunFolder
+from highrank.runs.checkpoint import checkpoint_folders
+
+
+@contextmanager
+def where_possible() -> Iterator[None]:
+    try:
+        yield
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+def nothing_is_lost(result: dict[str, Any]) -> None:
+    assert result["runs_compared"] > 0
+    assert result["tensors_compared"] > 50 * result["runs_compared"], "the comparison is too easy"
+    assert result["different"] == []
+    assert result["bits_different"] == 0
+
+
+def test_killed_five_times(setting: Setting) -> None:
+    result = faults.killed(setting, 5, seed=3)
+    assert result["kills"] == 5
+    assert result["kills_during_a_save"] >= 1, "no kill fell into a save"
+    nothing_is_lost(result)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on(setting: Setting, number: signal.Signals) -> None:
+    nothing_is_lost(faults.stopped(setting, number))
+
+
+def test_a_full_disk(setting: Setting) -> None:
+    with where_possible():
+        nothing_is_lost(faults.full_disk(setting))
+
+
+def test_a_read_only_folder(setting: Setting) -> None:
+    with where_possible():
+        nothing_is_lost(faults.read_only_folder(setting))
+
+
+def test_two_processes_on_one_folder(setting: Setting) -> None:
+    nothing_is_lost(faults.second_process(setting))
+
+
+def test_files_cut_short(setting: Setting) -> None:
+    result = faults.cut_short(setting, every=12)
+    assert result["cuts"] >= 20
+    assert min(result["passed_over_or_made_again"], result["refused"]) >= 5
+    nothing_is_lost(result)
+
+
+def test_a_difference_is_found(setting: Setting) -> None:
+    """The comparison itself: one bit of one tensor, one digit of one loss."""
+    run = setting.copy("different", finished=True)
+    assert compare(run, setting.reference).bits_different == 0
+    model = checkpoint_folders(run / "train")[0] / "model.safetensors"
+    tensors = load_file(model)
+    name = sorted(tensors)[0]
+    tensors[name].reshape(-1).view(np.uint32)[0] ^= 1
+    save_file(tensors, model)
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    metrics.write_text("\n".join([*lines[:-1], json.dumps(json.loads(lines[-1]) | {"loss_nats": 1.0})]) + "\n")
+    found = compare(run, setting.reference)
+    assert f"different: last {name}" in found.different
+    assert sum("metrics" in different for different in found.different) == 1
+    assert found.bits_different > 1
+
+
+@pytest.mark.parametrize("stage", ["train", "finetune"])
+def test_a_kill_between_a_validation_and_the_checkpoint_after_it(setting: Setting, tmp_path: Path, stage: str) -> None:
+    """The checkpoint before is of the same update: what was recorded since is recorded once in the end."""
+    run = RunFolder.open(setting.copy(f"validated-{stage}", finished=stage == "finetune"))
+    if stage == "train":
+        newest = checkpoint_folders(run.path / "train")[0]
+        state = json.loads((newest / "state.json").read_text())
+        known = len(state["position"]["history"])
+        last = [record for record in run.metrics() if record["event"] == "validation"][-1]
+        newest = newest.rename(newest.parent / f"checkpoint-{last['step']:08d}")
+        run.forget_metrics_after("train", last["step"], known)
+        assert last not in run.metrics()
+        run.add_metrics(last)
+        run.forget_metrics_after("train", last["step"], known + 1)
+        assert last in run.metrics()
+        return
+    tune = ["finetune", run.path, "--data", setting.text, "--device", "cpu", "--checkpoint-minutes", "0"]
+    assert here(*tune).returncode == 0
+    whole = [record for record in run.metrics() if record["stage"] == "finetune"]
+    for path in checkpoint_folders(run.path / "finetune"):  # as if killed after the validation that it starts with
+        path.rename(tmp_path / path.name)
+    run.forget_metrics_after("finetune", 0, 1)
+    assert [record["step"] for record in run.metrics() if record["stage"] == "finetune"] == [0]
+    assert here(*tune, "--resume").returncode == 0
+    again = [record for record in run.metrics() if record["stage"] == "finetune"]
+    assert [(r["step"], r["loss_nats"]) for r in again] == [(r["step"], r["loss_nats"]) for r in whole]
+
+
+def test_the_end_of_a_run_comes_again_after_its_last_save_was_lost(setting: Setting) -> None:
+    run = setting.copy("last-save-lost", finished=False)
+    assert here(*train_arguments(run, setting.text)).returncode == 1, "without --resume it exists already"
+    nothing_is_lost(setting.resumed(run).as_result())
+    assert RECIPE.exists()
+
+
+@pytest.mark.slow
+def test_killed_fifty_times(setting: Setting) -> None:
+    result = faults.killed(setting, 50, seed=1)
+    assert result["kills"] == 50
+    assert result["kills_during_a_save"] >= 10
+    nothing_is_lost(result)
+    nothing_is_lost(faults.cut_short(setting))
