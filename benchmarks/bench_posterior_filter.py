@@ -74,7 +74,7 @@ class Trial:
         train = self.config.train
         began = time.perf_counter()
         done = update(self.state, self.columns, self.config, seed=train.seed, lr=train.lr, length=train.bptt)
-        self.losses.append(done.loss.item())
+        self.losses.append(done.loss_sum.item() / (done.steps * train.batch))
         self.seconds.append(time.perf_counter() - began)
         self.state.position.add_step(done.steps, done.steps * train.batch)
 

@@ -33,7 +33,7 @@ def our_step(config: Config, vocab_size: int, columns: Columns) -> Step:
     def step() -> float:
         done = update(state, columns, config, seed=train.seed, lr=train.lr, length=train.bptt)
         state.position.add_step(done.steps, done.steps * train.batch)
-        return done.loss.item()
+        return done.loss_sum.item() / (done.steps * train.batch)
 
     return step
 

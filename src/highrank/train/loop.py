@@ -224,7 +224,7 @@ class _Stage:
                 length=length,
                 workers=self.workers,
             )
-            self.loss_sum += done.loss * (done.steps * train.batch)
+            self.loss_sum += done.loss_sum
             self.norm_sum += done.norm
             position.add_step(done.steps, done.steps * train.batch)
             now = time.monotonic()

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from highrank.data.batches import Columns
@@ -15,10 +16,10 @@ __all__ = ["Update", "update"]
 
 
 class Update(NamedTuple):
-    """loss: this worker's part of the mean nats a token, and norm: of the gradient before clipping, both still on the
-    device. steps: how long the segment was."""
+    """loss_sum: nats, added up over this worker's tokens in float64, where the order of adding changes no bit; norm: of
+    the gradient before clipping; both still on the device. steps: how long the segment was."""
 
-    loss: Tensor
+    loss_sum: Tensor
     norm: Tensor
     steps: int
 
@@ -45,7 +46,7 @@ def update(
         group["lr"] = lr * length / train.bptt
     state.optimizer.zero_grad(set_to_none=True)
     share = config.micro_batch / train.batch
-    losses = []
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     mine = workers.share(len(state.carried))
     for index in mine:
         segment = columns.segment(
@@ -60,7 +61,7 @@ def update(
             with state.gradient_sum.one_pass(workers, first=index == mine[0], last=index == mine[-1]):
                 loss.backward()
         state.carried[index] = detached(output.state)
-        losses.append(output.loss.detach() * share)
+        loss_sum += output.loss.detach().double() * segment.target.numel()
     norm = nn.utils.clip_grad_norm_(model.parameters(), train.clip)
     state.optimizer.step()
-    return Update(sum(losses[1:], losses[0]), norm, len(segment.tokens))
+    return Update(loss_sum, norm, len(segment.tokens))
