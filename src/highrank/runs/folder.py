@@ -3,6 +3,7 @@
 config.toml  run.json  vocabulary.txt       what was asked for, by which versions and command, on which text
 metrics.jsonl  log.txt  results.json        what happened, and what was measured at the end of each stage
 train/  finetune/                           model.safetensors (the best so far) and checkpoints of each stage
+.lock  .lock-holder  .writing               who is at work (lock.py)
 """
 
 import json
