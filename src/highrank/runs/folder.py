@@ -224,7 +224,8 @@ class RunFolder:
         changes = [f"{old} -> {new}" for old, new in zip(before, after, strict=True) if old != new]
         with explained(self.path):
             write_text(self.path / "config.toml", to_toml(config))
-        self.log(f"settings changed: {'; '.join(changes)}")
+        if changes:
+            self.log(f"settings changed: {'; '.join(changes)}")
 
     def forget_results(self, *names: str) -> None:
         with writing(self.path):

@@ -1,6 +1,7 @@
 """The stages of a run, from a recipe to a best model: what ``highrank train`` and ``highrank finetune`` do."""
 
 import dataclasses
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,8 @@ def open_or_create(
             f"{path}: the run was started with other settings ({changed}); resume with the same, or start anew"
         )
     run.check_corpus(corpus)
-    if config != begun:
+    # Not only where they differ: in a file that was cut short defaults stand in for settings.
+    if tomllib.loads((path / "config.toml").read_text(encoding="utf-8")) != msgspec.to_builtins(config):
         with at_work(path):
             run.change_config(config)
     return run
