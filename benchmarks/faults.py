@@ -541,6 +541,8 @@ def main() -> int:
                 results[name] = cause(setting)
             except Unavailable as reason:
                 results[name] = {"skipped": str(reason)}
+            except AssertionError as error:  # the others are worth knowing all the same
+                results[name] = {"failed": str(error)}
             print(f"{name}: {results[name]}, {time.monotonic() - began:.0f} s", flush=True)
     totals = {
         key: sum(result.get(key, 0) for result in results.values())
@@ -548,7 +550,7 @@ def main() -> int:
     }
     lost = sum(result.get("bits_different", 0) for result in results.values())
     print(save("faults", {"seed": arguments.seed, "totals": totals | {"bits_different": lost}, "faults": results}))
-    return 1 if lost else 0
+    return 1 if lost or any("failed" in result for result in results.values()) else 0
 
 
 if __name__ == "__main__":

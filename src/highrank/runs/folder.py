@@ -3,6 +3,7 @@
 config.toml  run.json  vocabulary.txt       what was asked for, by which versions and command, on which text
 metrics.jsonl  log.txt  results.json        what happened, and what was measured at the end of each stage
 train/  finetune/                           model.safetensors (the best so far) and checkpoints of each stage
+.lock  .lock-holder  .writing               who is at work (lock.py)
 """
 
 import json
@@ -225,7 +226,8 @@ class RunFolder:
         changes = [f"{old} -> {new}" for old, new in zip(before, after, strict=True) if old != new]
         with explained(self.path):
             write_text(self.path / "config.toml", to_toml(config))
-        self.log(f"settings changed: {'; '.join(changes)}")
+        if changes:
+            self.log(f"settings changed: {'; '.join(changes)}")
         return replace(self, config=config)
 
     def forget_results(self, *names: str) -> None:

@@ -1,6 +1,7 @@
 """The stages of a run, from a recipe to a best model: what ``highrank train`` and ``highrank finetune`` do."""
 
 import dataclasses
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,11 @@ def open_or_create(
             f"{path}: the run was started with other settings ({changed}); resume with the same, or start anew"
         )
     run.check_corpus(corpus)
-    return _with_config(run, config)
+    # Not only where they differ: in a file that was cut short defaults stand in for settings.
+    if tomllib.loads((path / "config.toml").read_text(encoding="utf-8")) == msgspec.to_builtins(config):
+        return run
+    with at_work(path):
+        return run.change_config(config)
 
 
 def set_later_settings(run: RunFolder, overrides: Sequence[str]) -> RunFolder:
@@ -92,14 +97,10 @@ def set_later_settings(run: RunFolder, overrides: Sequence[str]) -> RunFolder:
     changed = parse_config(msgspec.to_builtins(begun), source=str(run.path), overrides=overrides)
     if changed != replace(begun, finetune=changed.finetune, dynamic=changed.dynamic):
         raise UserError(f"--set: a trained run can change [finetune] and [dynamic] only, got {' '.join(overrides)}")
-    return _with_config(run, changed)
-
-
-def _with_config(run: RunFolder, config: Config) -> RunFolder:
-    if config == run.config:
+    if changed == begun:
         return run
     with at_work(run.path):
-        return run.change_config(config)
+        return run.change_config(changed)
 
 
 def train(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
