@@ -103,6 +103,8 @@ def explained(path: Path) -> Iterator[None]:
             ) from error
         if isinstance(error, PermissionError):
             raise UserError(f"{path}: no permission to write there") from error
+        if isinstance(error, IsADirectoryError):
+            raise UserError(f"{path}: cannot be written, a folder is in its place") from error
         raise
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -141,12 +142,8 @@ def _cached_statistics(
     path = run.stage_folder(stage) / f"gradient-statistics-{key}.safetensors"
     if path.exists():
         try:
-            tensors = read_tensors(path)
-            segments = int(tensors.pop("segments"))
-            device = next(model.parameters()).device
-            squares = {name: tensors[name].to(device) for name, _ in model.named_parameters()}
-            return GradientStatistics(squares, segments)
-        except (UserError, KeyError) as error:
+            return _read_statistics(path, model)
+        except UserError as error:
             display.message(f"computing the gradient statistics again: {path} cannot be used ({error})")
     statistics = gradient_statistics(
         model,
@@ -159,6 +156,16 @@ def _cached_statistics(
     with explained(path), new_file(path) as temporary:
         write_tensors(temporary, {**statistics.squares, "segments": torch.tensor(statistics.segments)})
     return statistics
+
+
+def _read_statistics(path: Path, model: LanguageModel) -> GradientStatistics:
+    tensors = read_tensors(path)
+    segments = tensors.pop("segments", torch.zeros(0))
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != shapes or segments.numel() != 1:
+        raise UserError(f"{path}: not the statistics of this model")
+    device = next(model.parameters()).device
+    return GradientStatistics({name: tensor.to(device) for name, tensor in tensors.items()}, int(segments))
 
 
 def _as_result(evaluation: Evaluation) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 checkpoint-00001106/model.safetensors   the weights being trained
                     state.safetensors   optimizer, averages, carried hidden states
-                    state.json          position, trigger history, best, sizes and hashes of the files above
+                    state.json          position, trigger history, best, hashes of the files above and of itself
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,12 +16,14 @@ from torch import Tensor
 
 from highrank.errors import UserError
 from highrank.files import explained, file_sha256, new_folder
+from highrank.reading import file_size, read_json
 from highrank.runs.tensors import read_tensors, write_tensors
 
 __all__ = ["Checkpoint", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
-FORMAT = 1
+FORMAT = 2  # 1 had no hash of state.json itself
 KEPT = 2
+TENSOR_FILES = ("model.safetensors", "state.safetensors")
 
 
 class Checkpoint(NamedTuple):
@@ -40,6 +43,7 @@ def save_checkpoint(
         write_tensors(temporary / "state.safetensors", tensors)
         hashes = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
         content = {"format": FORMAT, "sha256": hashes, **state}
+        content["state_sha256"] = _state_sha256(content)
         (temporary / "state.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step, passed over by a resume
     for old in _checkpoints(folder)[KEPT:]:
@@ -49,21 +53,24 @@ def save_checkpoint(
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Raises UserError if the checkpoint is incomplete, damaged or of another format."""
-    try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not a checkpoint, state.json is missing") from error
-    except ValueError as error:
-        raise UserError(f"{path}: damaged, state.json is not JSON ({error})") from error
-    if state.get("format") != FORMAT:
+    if not (path / "state.json").exists():
+        raise UserError(f"{path}: not a checkpoint, state.json is missing")
+    state = read_json(path / "state.json")
+    if state.get("format") not in (1, FORMAT):
         raise UserError(
-            f"{path}: written in format {state.get('format')!r}, this version of highrank reads format {FORMAT}"
+            f"{path}: written in format {state.get('format')!r}, this version of highrank reads format 1 and {FORMAT}"
         )
-    for name, expected in state["sha256"].items():
+    if state["format"] == FORMAT and state.get("state_sha256") != _state_sha256(state):
+        raise UserError(f"{path}: damaged, state.json is not what was written (its checksum differs)")
+    hashes = state.get("sha256")
+    if not isinstance(hashes, dict) or sorted(hashes) != sorted(TENSOR_FILES):
+        raise UserError(f"{path}: damaged, state.json does not hold the hashes of {' and '.join(TENSOR_FILES)}")
+    for name in TENSOR_FILES:
         file = path / name
         if not file.exists():
             raise UserError(f"{path}: incomplete, {name} is missing")
-        if file_sha256(file) != expected:
+        file_size(file)  # a plain file, or an error
+        if file_sha256(file) != hashes[name]:
             raise UserError(f"{path}: damaged, {name} is not what was written (its checksum differs)")
     return Checkpoint(path, read_tensors(path / "model.safetensors"), read_tensors(path / "state.safetensors"), state)
 
@@ -83,6 +90,15 @@ def latest_checkpoint(folder: Path, *, notice: Callable[[str], None]) -> Checkpo
     if reason is not None:
         raise UserError(f"{folder}: no checkpoint can be read; the newest: {reason}")
     return None
+
+
+def _state_sha256(state: Mapping[str, Any]) -> str:
+    """Of all that state.json holds beside this hash; "" if it cannot be what was written."""
+    try:
+        content = json.dumps({name: value for name, value in state.items() if name != "state_sha256"}, sort_keys=True)
+    except RecursionError:
+        return ""
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _checkpoints(folder: Path) -> list[Path]:

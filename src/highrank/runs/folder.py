@@ -13,8 +13,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from highrank.data import Corpus, Vocabulary, is_published
 from highrank.errors import UserError
 from highrank.files import explained, new_file, new_folder, write_text
 from highrank.models import LanguageModel
+from highrank.reading import file_size, read_json
 from highrank.runs.build import build_model
 from highrank.runs.config import Config, read_config, to_toml
 from highrank.runs.tensors import put_model_tensors, read_tensors, write_tensors
@@ -30,6 +32,31 @@ from highrank.runs.tensors import put_model_tensors, read_tensors, write_tensors
 __all__ = ["STAGES", "RunFolder", "TrainedModel", "load"]
 
 STAGES = ("train", "finetune")
+LONGEST_RECORD_BYTES = 1 << 16
+
+
+class CorpusFacts(msgspec.Struct):
+    """What is read again of the corpus in run.json."""
+
+    folder: str | None = None
+    sha256: dict[Literal["train", "valid", "test"], str] = {}
+
+
+class Facts(msgspec.Struct):
+    corpus: CorpusFacts = msgspec.field(default_factory=CorpusFacts)
+
+
+class SplitResult(msgspec.Struct):
+    perplexity: float | None = None
+
+
+class StageResult(msgspec.Struct):
+    """What is read again of one stage in results.json."""
+
+    train: SplitResult = msgspec.field(default_factory=SplitResult)
+    valid: SplitResult = msgspec.field(default_factory=SplitResult)
+    test: SplitResult = msgspec.field(default_factory=SplitResult)
+    elapsed_s: float = 0.0
 
 
 class TrainedModel(NamedTuple):
@@ -93,10 +120,7 @@ class RunFolder:
     @property
     def facts(self) -> dict[str, Any]:
         """What run.json holds: versions, command, corpus."""
-        try:
-            return cast("dict[str, Any]", json.loads((self.path / "run.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / 'run.json'}: cannot be read ({error})") from error
+        return _read_checked(self.path / "run.json", Facts)
 
     def stage_folder(self, stage: str) -> Path:
         return self.path / stage
@@ -123,8 +147,13 @@ class RunFolder:
         path = self.best_model_path(stage)
         if not path.exists():
             raise UserError(f"{self.path}: the stage {stage!r} has no model yet; run it first")
-        model = build_model(self.config, len(self.vocabulary))
-        put_model_tensors(model, read_tensors(path), source=path)
+        config, vocab_size, tensors = self.config, len(self.vocabulary), read_tensors(path)
+        if not vocab_size:
+            raise UserError(f"{self.path / 'vocabulary.txt'}: an empty vocabulary")
+        with torch.device("meta"):  # sizes are compared before memory is spent on what a damaged configuration says
+            put_model_tensors(build_model(config, vocab_size), tensors, source=path)
+        model = build_model(config, vocab_size)
+        put_model_tensors(model, tensors, source=path)
         return model.to(device).eval()
 
     def check_corpus(self, corpus: Corpus) -> None:
@@ -153,13 +182,10 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        records = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:  # a line cut short by a kill; what it said is said again after the resume
-                continue
-        return records
+        file_size(path)  # a plain file, or an error
+        with path.open("rb") as file:
+            lines = iter(lambda: file.readline(LONGEST_RECORD_BYTES), b"")
+            return [record for line in lines if (record := _metrics_record(line)) is not None]
 
     def forget_metrics_after(self, stage: str, step: int) -> None:
         """Drop what a killed process recorded beyond its last checkpoint: it will be recorded again."""
@@ -169,10 +195,7 @@ class RunFolder:
     @property
     def results(self) -> dict[str, Any]:
         path = self.path / "results.json"
-        try:
-            return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-        except ValueError as error:
-            raise UserError(f"{path}: not valid JSON ({error})") from error
+        return _read_checked(path, dict[str, StageResult]) if path.exists() else {}
 
     def change_config(self, config: Config) -> None:
         """Replace the configuration, and log what changed."""
@@ -196,6 +219,26 @@ class RunFolder:
         path = self.path / "results.json"
         with explained(path):
             write_text(path, json.dumps(results, indent=2) + "\n")
+
+
+def _read_checked(path: Path, expected: Any) -> dict[str, Any]:
+    """The JSON object, all of it, where what is used again is of the types that ``expected`` says."""
+    values = read_json(path)
+    try:
+        msgspec.convert(values, expected)
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half a character is no name for msgspec
+        raise UserError(f"{path}: damaged: {error}") from error
+    return values
+
+
+def _metrics_record(line: bytes) -> dict[str, Any] | None:
+    """None for a line cut short by a kill: what it said is said again after the resume."""
+    try:
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(record, dict) and isinstance(record.get("stage"), str) and isinstance(record.get("step"), int)
+    return record if whole else None
 
 
 def load(run: str | os.PathLike[str], *, stage: str | None = None, device: torch.device | str = "cpu") -> TrainedModel:
