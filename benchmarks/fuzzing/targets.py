@@ -25,7 +25,7 @@ VALUES = {
     "data": {"corpus": "text"},
     "model": SIZES,
     "train": {"batch": 4, "bptt": 5, "valid_batch": 2},
-    "dynamic": {"batch": 4},
+    "dynamic": {"batch": 4, "bptt": 25},
 }
 SPLITS = ("train", "valid", "test")
 

@@ -45,6 +45,10 @@ def test_every_single_flipped_bit_is_found_or_changes_nothing(tmp_path: Path) ->
 def test_a_file_from_elsewhere_needs_no_hash(tmp_path: Path) -> None:
     safetensors.torch.save_file(TENSORS, tmp_path / "file")
     assert read_tensors(tmp_path / "file")["a"].equal(TENSORS["a"])
+    safetensors.torch.save_file(TENSORS, tmp_path / "file", metadata={"format": "pt"})
+    assert read_tensors(tmp_path / "file", from_elsewhere=True)["a"].equal(TENSORS["a"])
+    with pytest.raises(UserError, match="the checksum differs"):  # ours, with a damaged name of the hash
+        read_tensors(tmp_path / "file")
 
 
 def test_a_header_that_claims_too_much_is_not_believed(tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
             for info in archive.infolist():
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise zipfile.BadZipFile("it is packed in a way that is not read here")
-                if not info.is_dir():
+                if not info.filename.endswith("/"):  # a folder; is_dir() fails where the name is empty
                     with archive.open(info) as stream:
                         yield info.filename.removeprefix("./"), stream
         return

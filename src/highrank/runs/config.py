@@ -196,7 +196,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     except ValueError:
         parsed = {}
     except RecursionError as error:
-        raise UserError(f"--set {section}.{name}: expected a value, got one that is nested too deeply") from error
+        raise UserError(
+            f"--set {section}.{name}: expected a value, got one that is nested too deeply", exit_code=2
+        ) from error
     # A bare word is a string, and so is what TOML takes for more than one value.
     values.setdefault(section, {})[name] = parsed["value"] if len(parsed) == 1 else text.strip()
 

@@ -179,7 +179,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     if file.suffix == ".safetensors":
-        return read_tensors(file)
+        return read_tensors(file, from_elsewhere=True)
     if file.suffix not in (".pt", ".pth", ".npz"):
         raise UserError(f"{file}: expected a file that ends in .pt, .npz or .safetensors", exit_code=2)
     content = _read_npz(file) if file.suffix == ".npz" else _read_pt(file)

@@ -26,16 +26,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     safetensors.torch.save_file(contiguous, path, metadata={"sha256": _sha256(contiguous)})
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Raises UserError if there is no such file, it is damaged, or its tensors are not those that were written."""
+def read_tensors(path: Path, *, from_elsewhere: bool = False) -> dict[str, Tensor]:
+    """Raises UserError if there is no such file, it is damaged, or its tensors are not those that were written.
+
+    Files ``from_elsewhere`` may have other metadata than ours; those of our first runs have none.
+    """
     try:
         _check_header(path)
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            expected = (file.metadata() or {}).get("sha256")
+            metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
-    if expected is not None and _sha256(tensors) != expected:
+    ours = bool(metadata) and not from_elsewhere
+    if (ours or "sha256" in metadata) and metadata.get("sha256") != _sha256(tensors):
         raise UserError(f"{path}: damaged, its tensors are not those that were written (the checksum differs)")
     return tensors
 
