@@ -22,7 +22,7 @@ LAYERS = (
     ("heads",),
     ("functional",),
     ("ops",),
-    ("files", "random", "progress", "workers"),
+    ("files", "reading", "random", "progress", "workers"),
     ("errors",),
 )
 HEIGHT = {package: -line for line, packages in enumerate(LAYERS) for package in packages}
@@ -80,6 +80,34 @@ def arrows_against_the_flow(source: Path) -> list[str]:
     return found
 
 
+RUNS_CODE = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "marshal.loads",
+}
+HARMLESS_WITH = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+
+
+def readers_that_run_code(source: Path) -> list[str]:
+    """Calls that would run code of the file they read, or that do not say that they will not."""
+    found = []
+    for name, _, tree in modules(source):
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            said = {word.arg: word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)}
+            option, value = HARMLESS_WITH.get(called, (None, None))
+            if called in RUNS_CODE or (option is not None and said.get(option) is not value):
+                found.append(f"{name}:{node.lineno} calls {called}")
+    return found
+
+
 def public_modules_without_all(source: Path) -> list[str]:
     """Public modules that define or import something and do not say what of it is offered."""
     found = []
@@ -120,6 +148,19 @@ def test_imports_go_one_way() -> None:
 
 def test_every_public_module_says_what_it_offers() -> None:
     assert public_modules_without_all(SOURCE) == []
+
+
+def test_nothing_that_is_read_can_run_code() -> None:
+    assert readers_that_run_code(SOURCE) == []
+
+
+@pytest.mark.parametrize(
+    "call", ["torch.load(file)", "np.load(file, mmap_mode='r')", "pickle.loads(content)", "eval(text)"]
+)
+def test_a_reader_that_can_run_code_is_found(tmp_path: Path, call: str) -> None:
+    write_tree(tmp_path, {"runs/reader.py": f"def read(file):\n    return {call}\n"})
+    (found,) = readers_that_run_code(tmp_path)
+    assert found == f"highrank.runs.reader:2 calls {call.partition('(')[0]}"
 
 
 @pytest.mark.parametrize(

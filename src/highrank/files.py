@@ -112,6 +112,8 @@ def explained(path: Path) -> Iterator[None]:
             raise UserError(f"{path}: cannot be written, its file system is read-only") from error
         if isinstance(error, PermissionError) or numbers.intersection(REFUSED):
             raise UserError(f"{path}: no permission to write there") from error
+        if isinstance(error, IsADirectoryError):
+            raise UserError(f"{path}: cannot be written, a folder is in its place") from error
         raise
 
 

@@ -140,12 +140,22 @@ def test_the_papers_sizes(corpora: Path) -> None:
         ("model.head=mos", ("model.head", "mixture-of-softmaxes", "'mos'")),
         ("train.micro_batch=4", ("train.micro_batch", "divisor", "6", "4")),
         ("train", ("section.key=value", "'train'")),
+        ("model.num_layers=1000000", ("model.num_layers", "<= 100", "got 1000000")),
+        ("train.lr=" + "[" * 5000, ("train.lr", "nested too deeply")),
+        ("train.seed=0x" + "f" * 5000, ("train.seed", "too long to show")),
+        ("model.head=two\nlines \x1b[31m", (r"two\nlines \x1b[31m",)),
     ],
 )
 def test_settings_that_cannot_be(override: str, words: tuple[str, ...], small_text: Path, tmp_path: Path) -> None:
     done = highrank("train", RECIPE, "--data", small_text, "--out", tmp_path / "run", "--set", override)
     refused(done, *words, code=2)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_larger_than_the_memory(small_text: Path, tmp_path: Path) -> None:
+    sizes = ["--set", "model.hidden_features=1000000", "--set", "model.embedding_features=1"]
+    done = highrank("train", RECIPE, "--data", small_text, "--out", tmp_path / "run", *sizes)
+    refused(done, "not enough memory", "--dry-run")
 
 
 def test_unknown_recipe(tmp_path: Path) -> None:

@@ -163,6 +163,8 @@ class TestCache:
         [
             lambda entry: (entry / "train.npy").write_bytes((entry / "train.npy").read_bytes()[:-4]),
             lambda entry: (entry / "train.npy").write_bytes(b""),
+            lambda entry: (entry / "train.npy").write_bytes((entry / "valid.npy").read_bytes()),
+            lambda entry: (entry / "train.npy").write_bytes((entry / "train.npy").read_bytes()[:-4] + b"\1\0\0\0"),
             lambda entry: (entry / "valid.npy").unlink(),
             lambda entry: (entry / "vocabulary.txt").write_bytes(b"a\n\n\n\n\n\n"),
             lambda entry: (entry / "vocabulary.txt").write_bytes(b"a\n"),

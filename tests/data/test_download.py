@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 
 from highrank.data import download
 from highrank.data.catalog import CATALOG, CatalogEntry, Mirror, RemoteFile, Split
@@ -33,6 +36,7 @@ class Served:
     status: int = 200
     breaks: list[int] = field(default_factory=list)
     chunked: bool = False
+    location: str = ""
 
 
 class Server(ThreadingHTTPServer):
@@ -56,6 +60,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.path, wanted))
         served = self.server.files.get(self.path)
         self.close_connection = True
+        if served and served.location:
+            self.send_response(302)
+            self.send_header("Location", served.location)
+            self.end_headers()
+            return
         if served is None or served.status != 200:
             self.send_error(served.status if served else 404)
             return
@@ -356,6 +365,79 @@ class TestMirrors:
         monkeypatch.setattr(download, "ARCHIVE_LIMIT_BYTES", 500_000)
         with pytest.raises(UserError, match="unpacks to more than 500000 bytes"):
             place.get(packed(server, tarred({"padding": b"a" * 1_000_000})))
+
+    def test_nothing_is_unpacked_before_its_checksum_is_right(
+        self, server: Server, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def unpack(path: Path, file: RemoteFile, target: Path) -> None:
+            raise AssertionError(f"{path} was opened")
+
+        monkeypatch.setattr(download, "_unpack", unpack)
+        lying = packed(server, zipped({MEMBERS[split]: TEXTS[split] for split in TEXTS}), checksum="md5:" + "0" * 32)
+        with pytest.raises(UserError, match="packed serves other content than expected"):
+            place.get(lying)
+        assert place.leftovers() == []
+
+    def test_the_words_of_a_server_are_shown_as_one_plain_line(
+        self, server: Server, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rude = plain(server, "rude")
+        server.files["/rude/train.txt"].status = 418
+        words = "\x1b[2J\x1b[31mred" + 20_000 * "!"
+        monkeypatch.setitem(Handler.responses, 418, (words, ""))  # type: ignore[arg-type]
+        place.get(rude, plain(server))
+        (skipped,) = [notice for notice in place.notices if notice.startswith("mirror skipped")]
+        assert skipped.startswith(r"mirror skipped: rude answers 418 \x1b[2J")
+        assert skipped.isprintable()
+        assert len(skipped) < 1300
+
+
+class AsIfHTTPS(requests.adapters.HTTPAdapter):
+    """Sends what is meant for an HTTPS server to ours, which speaks plain HTTP."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.server = server
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # type: ignore[override]
+        meant, request.url = request.url, self.server.url(urlsplit(request.url).path)
+        response = super().send(request, **options)
+        response.url, request.url = meant, meant
+        return response
+
+
+class TestHTTPS:
+    @pytest.fixture(autouse=True)
+    def _toy_example_has_https(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        adapter, plain_http = AsIfHTTPS(server), requests.adapters.HTTPAdapter()
+        monkeypatch.setattr(download, "_reachable", set)
+        monkeypatch.setattr(
+            download._Session, "get_adapter", lambda self, url: adapter if url.startswith("https:") else plain_http
+        )
+
+    def mirror(self, server: Server, location: str) -> Mirror:
+        content = zipped({MEMBERS[split]: TEXTS[split] for split in TEXTS})
+        server.files["/here.zip"], server.files["/there.zip"] = Served(b"", location=location), Served(content)
+        checksum = f"md5:{hashlib.md5(content).hexdigest()}"
+        return Mirror("toy.example", (RemoteFile("https://toy.example/here.zip", MEMBERS, checksum),))
+
+    @pytest.mark.parametrize("location", ["/there.zip", "https://other.example/there.zip"])
+    def test_a_redirection_within_https_is_followed(self, server: Server, place: Place, location: str) -> None:
+        place.get(self.mirror(server, location))
+        assert place.holds_the_corpus()
+
+    def test_a_redirection_from_https_to_http_is_not_followed(self, server: Server, place: Place) -> None:
+        mirror = self.mirror(server, server.url("/there.zip"))
+        with pytest.raises(UserError, match=r"toy\.example leads from HTTPS to http://127\.0\.0\.1:"):
+            place.get(mirror)
+        assert [path for path, _ in server.requests] == ["/here.zip"]
+        assert place.leftovers() == []
+
+    def test_a_server_elsewhere_must_have_https(self, server: Server, place: Place) -> None:
+        file = RemoteFile("http://toy.example/train.txt", {"train": None})
+        place.get(Mirror("bare", (file,)), plain(server))
+        assert place.notices[0] == "mirror skipped: bare does not use HTTPS: http://toy.example/train.txt"
+        assert place.holds_the_corpus()
 
 
 class TestNoNetwork:

@@ -42,6 +42,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str) -> None:
     damages = [whole[:length] for length in (0, 1, 8, len(whole) // 2, len(whole) - 1)]
     if name != "state.json":
         damages.append(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit
+    else:
+        damages.append(whole.replace(b'"step": 2', b'"step": 3'))
     for damage in damages:
         (newest / name).write_bytes(damage)
         said: list[str] = []
@@ -68,6 +70,26 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     state = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps(state | {"format": 99}))
     with pytest.raises(UserError, match="format 99, this version of highrank reads format 1"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_from_before_its_state_had_a_hash_is_read(tmp_path: Path) -> None:
+    path = save(tmp_path, 3)
+    state = json.loads((path / "state.json").read_text())
+    del state["state_sha256"]
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"state\.json is not what was written"):
+        load_checkpoint(path)
+    (path / "state.json").write_text(json.dumps(state | {"format": 1}))
+    assert load_checkpoint(path).state["position"] == {"step": 3}
+
+
+def test_no_other_file_is_opened(tmp_path: Path) -> None:
+    path = save(tmp_path, 3)
+    state = json.loads((path / "state.json").read_text())
+    state = {"format": 1, "sha256": state["sha256"] | {"/dev/zero": "0" * 64}}
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match="does not hold the hashes of"):
         load_checkpoint(path)
 
 

@@ -41,12 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         report(error)
         return error.exit_code
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported here
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported here
+            said = "the GPU is out of memory; take smaller passes (--set train.micro_batch=...), or --device cpu"
+        elif "DefaultCPUAllocator" in str(error):
+            said = "not enough memory; take a smaller model or smaller passes (--dry-run says what they need)"
+        else:
             raise
-        print(
-            "highrank: the GPU is out of memory; take smaller passes (--set train.micro_batch=...), or --device cpu",
-            file=sys.stderr,
-        )
+        print(f"highrank: {said}", file=sys.stderr)
         return 1
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # whoever read our output has gone

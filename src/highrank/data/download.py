@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import hashlib
-import lzma
 import os
 import shutil
 import socket
@@ -15,8 +14,8 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
-from urllib.parse import unquote, urlsplit
+from typing import IO, cast
+from urllib.parse import unquote, urljoin, urlsplit
 
 import pooch
 import requests
@@ -24,7 +23,7 @@ import requests
 from highrank.data.catalog import CatalogEntry, Mirror, RemoteFile, folder_problem, store_folder
 from highrank.data.encoding import cache_folder
 from highrank.data.kjv import build_kjv
-from highrank.errors import UserError
+from highrank.errors import UserError, one_line
 from highrank.files import install_folder, temporary_folder
 
 __all__ = ["get_corpus"]
@@ -37,13 +36,16 @@ RETRIES = 3
 CHUNK_BYTES = 1 << 14
 # An archive may hold more than what is wanted of it, but reading through it must end.
 ARCHIVE_LIMIT_BYTES = 1 << 30
+# The most that is read of an archive at once, and the longest header in it.
+PIECE_BYTES = 1 << 20
 ARCHIVE_ERRORS = (
     zipfile.BadZipFile,
     gzip.BadGzipFile,
     tarfile.TarError,
     zlib.error,
-    lzma.LZMAError,
     EOFError,
+    ValueError,  # a number that is none, an offset before the beginning
+    OverflowError,
     RuntimeError,  # zipfile: a password, or a compression it does not know
 )
 # Some servers refuse the names under which Python's libraries introduce themselves.
@@ -106,7 +108,7 @@ def _from_mirrors(entry: CatalogEntry, target: Path, downloads: Path, notice: No
             _from_mirror(entry, mirror, target, downloads, notice)
             return
         except MirrorError as error:
-            problems.append(f"{mirror.name} {error}")
+            problems.append(one_line(f"{mirror.name} {error}"))  # some of it is the server's own words
             notice(f"mirror skipped: {problems[-1]}")
     raise UserError(f"no mirror serves {entry.name} ({'; '.join(problems)}); {by_hand}")
 
@@ -166,7 +168,11 @@ class ResumingDownloader:
         offset, headers = self._state(), {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
         if offset:
             headers |= {"Range": f"bytes={offset}-", "If-Range": self.validator.read_text()}
-        with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_S, READ_S)) as response:
+        _check_address(url)
+        with (
+            _Session() as session,
+            session.get(url, headers=headers, stream=True, timeout=(CONNECT_S, READ_S)) as response,
+        ):
             offset = self._agreed_offset(response, offset)
             self._receive(response, offset)
         self.whole = offset == 0
@@ -219,6 +225,25 @@ class ResumingDownloader:
         self.validator.unlink(missing_ok=True)
 
 
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Where an answer sends us on to. Raises MirrorError if that leaves HTTPS."""
+        target = super().get_redirect_target(resp)
+        if target is not None:
+            address = urljoin(resp.url, target)
+            if urlsplit(resp.url).scheme == "https" and urlsplit(address).scheme != "https":
+                raise MirrorError(f"leads from HTTPS to {address}")
+            _check_address(address)
+        return target
+
+
+def _check_address(url: str) -> None:
+    """HTTPS, or a server on this computer. Raises MirrorError."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        raise MirrorError(f"does not use HTTPS: {url}")
+
+
 def _validator(response: requests.Response) -> str:
     """What tells one version of a file on a server from another; "" if the server says nothing that is certain."""
     tag = response.headers.get("ETag", "")
@@ -265,17 +290,46 @@ def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
-                if not info.is_dir():
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise zipfile.BadZipFile("it is packed in a way that is not read here")
+                if not info.filename.endswith("/"):  # a folder; is_dir() fails where the name is empty
                     with archive.open(info) as stream:
                         yield info.filename.removeprefix("./"), stream
         return
-    with tarfile.open(path) as tar:
-        for member in tar:
-            if member.offset_data + member.size > ARCHIVE_LIMIT_BYTES:
-                raise tarfile.ReadError(f"it unpacks to more than {ARCHIVE_LIMIT_BYTES} bytes")
-            content = tar.extractfile(member) if member.isreg() else None
-            if content is not None:
-                yield member.name.removeprefix("./"), content
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        source = cast(IO[bytes], _TarStream(gzip.GzipFile(fileobj=file) if packed else file))
+        with tarfile.open(fileobj=source, mode="r:") as tar:
+            for member in tar:
+                content = tar.extractfile(member) if member.isreg() else None
+                if content is not None:
+                    yield member.name.removeprefix("./"), content
+
+
+class _TarStream:
+    """What tarfile reads an archive from: forwards only, to a limit, and never much at once.
+
+    tarfile believes headers: one that claims a name of gigabytes is read whole, one of a negative size read again.
+    """
+
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile) -> None:
+        self.stream = stream
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+    def seek(self, position: int) -> int:
+        if position < self.stream.tell() - 1:
+            raise tarfile.ReadError("its parts overlap")
+        if position > ARCHIVE_LIMIT_BYTES:
+            raise tarfile.ReadError(f"it unpacks to more than {ARCHIVE_LIMIT_BYTES} bytes")
+        return self.stream.seek(position)
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= PIECE_BYTES:
+            raise tarfile.ReadError(f"it has a header of more than {PIECE_BYTES} bytes")
+        return self.stream.read(size)
 
 
 def _copy(stream: IO[bytes], output: IO[bytes], limit_bytes: int) -> None:

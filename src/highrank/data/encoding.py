@@ -4,7 +4,8 @@ Text rule: lines end at ``\\n``; words are what ``str.split()`` gives; ``<eos>``
 the vocabulary is in order of first appearance over train, valid, test.
 
 The cache folder holds ``encoded/<key>``, one folder for each text (the key is the hash of the three files' contents),
-and ``seen/<corpus folder>.json``, which remembers the hash of files that have not changed since.
+and ``seen/<corpus folder>.json``, which remembers the hash of files that have not changed since. An entry is hashed
+before it is used: one that is not what was written is made again.
 """
 
 import codecs
@@ -25,14 +26,17 @@ from numpy.typing import NDArray
 
 from highrank.data.vocabulary import END_OF_LINE, Vocabulary
 from highrank.errors import UserError
-from highrank.files import install_folder, temporary_folder, write_bytes
+from highrank.files import file_sha256, install_folder, temporary_folder, write_bytes
+from highrank.reading import file_size, read_json
 
 __all__ = ["SPLITS", "Encoded", "cache_folder", "count_tokens", "encode_folder"]
 
 SPLITS = ("train", "valid", "test")
 # Part of the key: raise it whenever the same text would be encoded to other numbers or files.
-ENCODING_VERSION = 2
+ENCODING_VERSION = 3
 BLOCK_BYTES = 1 << 20
+# What goes on for longer without a space is no text, and would have to be kept whole.
+LONGEST_WORD = 1 << 20
 TOKEN_TYPE = np.dtype("<i4")
 # A file written this shortly before a look at it may change again without its times changing: it is not remembered.
 SETTLED_NS = 2_000_000_000
@@ -136,6 +140,8 @@ def _words(path: Path, sha256: "hashlib._Hash") -> Iterator[list[str]]:
         lines += block.count(b"\n")
         cut = max(text.rfind(end) for end in "\n \t") + 1
         whole, rest = text[:cut], text[cut:]
+        if len(rest) > LONGEST_WORD:
+            raise UserError(f"{path}: a word of more than {LONGEST_WORD:,} characters in line {lines + 1}: not a text")
         if whole:
             line_open = not whole.endswith("\n")
         yield whole.replace("\n", f" {END_OF_LINE} ").split()
@@ -190,7 +196,7 @@ def _write_entry(folder: Path, target: Path) -> dict[str, str]:
         "sha256": digests,
         "tokens": counts,
         "vocabulary_size": len(index),
-        "file_bytes": {path.name: path.stat().st_size for path in target.iterdir()},
+        "sha256_of_files": {path.name: file_sha256(path) for path in target.iterdir()},
     }
     write_bytes(target / "meta.json", json.dumps(meta, indent=2).encode())
     return digests
@@ -207,12 +213,14 @@ def _array_header(count: int) -> bytes:
 def _read_entry(entry: Path, digests: Mapping[str, str]) -> Encoded | None:
     """The entry, or None if it is missing or damaged."""
     try:
-        meta = json.loads((entry / "meta.json").read_bytes())
+        meta = read_json(entry / "meta.json")
         if meta["version"] != ENCODING_VERSION or meta["sha256"] != dict(digests):
             return None
-        if any((entry / name).stat().st_size != size for name, size in meta["file_bytes"].items()):
-            return None
-        tokens = {split: np.load(entry / f"{split}.npy", mmap_mode="r") for split in SPLITS}
+        for name in (*(f"{split}.npy" for split in SPLITS), "vocabulary.txt"):
+            file_size(entry / name)  # a plain file, or an error
+            if file_sha256(entry / name) != meta["sha256_of_files"][name]:
+                return None
+        tokens = {split: np.lib.format.open_memmap(entry / f"{split}.npy", mode="r") for split in SPLITS}
         if any(array.shape != (meta["tokens"][split],) or array.dtype != TOKEN_TYPE for split, array in tokens.items()):
             return None
         vocabulary = Vocabulary.load(entry / "vocabulary.txt")
@@ -225,7 +233,7 @@ def _read_entry(entry: Path, digests: Mapping[str, str]) -> Encoded | None:
 
 def _remembered(seen: Path, signatures: Mapping[str, list[int]]) -> dict[str, str] | None:
     try:
-        files = json.loads(seen.read_bytes())
+        files = read_json(seen)
         if all(files[split]["signature"] == signatures[split] for split in SPLITS):
             return {split: str(files[split]["sha256"]) for split in SPLITS}
     except (OSError, ValueError, KeyError, TypeError):
@@ -237,7 +245,7 @@ def _remember(seen: Path, signatures: Mapping[str, list[int]], digests: Mapping[
     files = {split: {"signature": signatures[split], "sha256": digests[split]} for split in SPLITS}
     content = json.dumps(files).encode()
     try:
-        if not seen.is_file() or seen.read_bytes() != content:
+        if not seen.is_file() or seen.stat().st_size != len(content) or seen.read_bytes() != content:
             seen.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(seen, content)
     except OSError:

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from highrank.errors import UserError
 from highrank.files import write_text
+from highrank.reading import read_bytes
 
 __all__ = ["END_OF_LINE", "UNKNOWN", "Vocabulary"]
 
 END_OF_LINE = "<eos>"
 UNKNOWN = "<unk>"
+# A word costs some hundred bytes of memory. The largest vocabularies in use take a few megabytes on disk.
+VOCABULARY_LIMIT_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,11 +71,13 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
-        """Read what ``save`` wrote. Raises UserError if the file is missing, cut off or not UTF-8."""
+        """Read what ``save`` wrote. Raises UserError if the file is missing, cut off, over 64 MiB or not UTF-8."""
         try:
-            text = Path(path).read_bytes().decode()
-        except OSError as error:
-            raise UserError(f"cannot read the vocabulary {path}: {error.strerror}") from error
+            content = read_bytes(Path(path), VOCABULARY_LIMIT_BYTES)
+        except UserError as error:
+            raise UserError(f"cannot read the vocabulary {error}") from error
+        try:
+            text = content.decode()
         except UnicodeDecodeError as error:
             raise UserError(f"the vocabulary {path} is not UTF-8 text (at byte {error.start})") from error
         if text and not text.endswith("\n"):

@@ -193,12 +193,15 @@ def _read_statistics(path: Path, model: LanguageModel, display: Display) -> Grad
         return None
     try:
         tensors = read_tensors(path)
-        segments = int(tensors.pop("segments"))
-        squares = {name: tensors[name].to(parameter.device) for name, parameter in model.named_parameters()}
-        return GradientStatistics(squares, segments)
-    except (UserError, KeyError) as error:
+        segments = tensors.pop("segments", torch.zeros(0))
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        if {name: tensor.shape for name, tensor in tensors.items()} != shapes or segments.numel() != 1:
+            raise UserError(f"{path}: not the statistics of this model")
+    except UserError as error:
         display.message(f"computing the gradient statistics again: {path} cannot be used ({error})")
         return None
+    device = next(model.parameters()).device
+    return GradientStatistics({name: tensor.to(device) for name, tensor in tensors.items()}, int(segments))
 
 
 def _write_statistics(run: RunFolder, path: Path, statistics: GradientStatistics) -> None:

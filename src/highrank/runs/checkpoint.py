@@ -2,9 +2,10 @@
 
 checkpoint-00001106/model.safetensors   the weights being trained
                     state.safetensors   optimizer, averages, carried hidden states
-                    state.json          position, trigger history, best, sizes and hashes of the files above
+                    state.json          position, trigger history, best, hashes of the files above and of itself
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,13 +15,15 @@ from torch import Tensor
 
 from highrank.errors import UserError
 from highrank.files import explained, file_sha256, new_folder, remove_folder, to_disk
+from highrank.reading import file_size, read_json
 from highrank.runs.tensors import read_tensors, write_tensors
 from highrank.runs.verify import written_differently
 
 __all__ = ["Checkpoint", "checkpoint_folders", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
-FORMAT = 1
+FORMAT = 2  # 1 had no hash of state.json itself
 KEPT = 2
+TENSOR_FILES = ("model.safetensors", "state.safetensors")
 STANDING = "it was removed again, and those before it stand. The disk, or what lies between, may be failing"
 
 
@@ -41,12 +44,12 @@ def save_checkpoint(
     something else.
     """
     path = folder / f"checkpoint-{step:08d}"
-    contents = {"model.safetensors": model, "state.safetensors": tensors}
+    contents = dict(zip(TENSOR_FILES, (model, tensors), strict=True))
     with explained(path), new_folder(path) as temporary:
         for name, content in contents.items():
             write_tensors(temporary / name, content)
-        hashes = {name: file_sha256(temporary / name) for name in contents}
-        text = json.dumps({"format": FORMAT, "sha256": hashes, **state}, indent=1)
+        all_state = {"format": FORMAT, "sha256": {name: file_sha256(temporary / name) for name in contents}, **state}
+        text = json.dumps({**all_state, "state_sha256": _state_sha256(all_state)}, indent=1)
         (temporary / "state.json").write_text(text, encoding="utf-8")
         _read_back(path, temporary, contents, text)
         if path.exists():  # of the same step: from within the epoch that has ended now, or damaged and passed over
@@ -115,26 +118,33 @@ def _is_whole(path: Path) -> bool:
 
 
 def _checked_state(path: Path) -> dict[str, Any]:
-    """state.json, once the files beside it have been found to be what it says."""
-    try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not a checkpoint, state.json is missing") from error
-    except ValueError as error:
-        raise UserError(f"{path}: damaged, state.json is not JSON ({error})") from error
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: damaged, state.json holds no object")
-    if state.get("format") != FORMAT:
+    """state.json, once it and the files beside it have been found to be what was written."""
+    if not (path / "state.json").exists():
+        raise UserError(f"{path}: not a checkpoint, state.json is missing")
+    state = read_json(path / "state.json")
+    if state.get("format") not in (1, FORMAT):
         raise UserError(
-            f"{path}: written in format {state.get('format')!r}, this version of highrank reads format {FORMAT}"
+            f"{path}: written in format {state.get('format')!r}, this version of highrank reads format 1 and {FORMAT}"
         )
+    if state["format"] == FORMAT and state.get("state_sha256") != _state_sha256(state):
+        raise UserError(f"{path}: damaged, state.json is not what was written (its checksum differs)")
     hashes = state.get("sha256")
-    if not isinstance(hashes, dict) or not {"model.safetensors", "state.safetensors"} <= hashes.keys():
-        raise UserError(f"{path}: damaged, state.json has no checksums of the files beside it")
-    for name, expected in hashes.items():
+    if not isinstance(hashes, dict) or sorted(hashes) != sorted(TENSOR_FILES):
+        raise UserError(f"{path}: damaged, state.json does not hold the checksums of {' and '.join(TENSOR_FILES)}")
+    for name in TENSOR_FILES:
         file = path / name
         if not file.exists():
             raise UserError(f"{path}: incomplete, {name} is missing")
-        if file_sha256(file) != expected:
+        file_size(file)  # a plain file, or an error
+        if file_sha256(file) != hashes[name]:
             raise UserError(f"{path}: damaged, {name} is not what was written (its checksum differs)")
     return state
+
+
+def _state_sha256(state: Mapping[str, Any]) -> str:
+    """Of all that state.json holds beside this hash; "" if it cannot be what was written."""
+    try:
+        content = json.dumps({name: value for name, value in state.items() if name != "state_sha256"}, sort_keys=True)
+    except RecursionError:
+        return ""
+    return hashlib.sha256(content.encode()).hexdigest()

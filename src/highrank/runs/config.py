@@ -12,13 +12,22 @@ import tomli_w
 from msgspec import Meta
 
 from highrank.errors import UserError
+from highrank.reading import read_bytes
 
 __all__ = ["Config", "nearest_spelling", "parse_config", "read_config", "to_toml"]
 
-Count = Annotated[int, Meta(ge=1)]
+# The upper ends keep sizes computed from them within 64 bits, and leave room for anything that a machine can hold.
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Width = Annotated[int, Meta(ge=1, le=1_000_000)]
+Layers = Annotated[int, Meta(ge=1, le=100)]
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Probability = Annotated[float, Meta(ge=0, lt=1)]
+
+TOML_LIMIT_BYTES = 1 << 16
+MOST_DOTS = 200
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=False):
@@ -31,8 +40,8 @@ class DataSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True
     test text (0: all); the vocabulary is that of the whole corpus."""
 
     corpus: str
-    train_tokens: Annotated[int, Meta(ge=0)] = 0
-    heldout_tokens: Annotated[int, Meta(ge=0)] = 0
+    train_tokens: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    heldout_tokens: Annotated[int, Meta(ge=0, le=2**53)] = 0
 
 
 class ModelSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -42,11 +51,11 @@ class ModelSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     a last layer of another width than the embedding gets the tanh projection of the mixtures."""
 
     head: Literal["softmax", "mixture-of-contexts", "mixture-of-softmaxes"] = "mixture-of-softmaxes"
-    num_components: Count = 15
-    embedding_features: Count = 280
-    hidden_features: Count = 960
-    last_hidden_features: Count = 620
-    num_layers: Count = 3
+    num_components: Width = 15
+    embedding_features: Width = 280
+    hidden_features: Width = 960
+    last_hidden_features: Width = 620
+    num_layers: Layers = 3
     tied: bool = True
 
 
@@ -69,19 +78,19 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ``nonmono`` values, or at ``average_from`` (an epoch; 0: never by date). ``min_posterior`` is the loss's posterior
     filter (0: only what is below rounding; see ``highrank.LossOptions``)."""
 
-    seed: Annotated[int, Meta(ge=0)] = 1111
+    seed: Seed = 1111
     epochs: Count = 1000
     batch: Count = 12
-    micro_batch: Annotated[int, Meta(ge=0)] = 0
-    bptt: Annotated[int, Meta(ge=5)] = 70
-    max_length_delta: Annotated[int, Meta(ge=0)] = 40
+    micro_batch: CountOrZero = 0
+    bptt: Annotated[int, Meta(ge=5, le=2**31 - 1)] = 70
+    max_length_delta: CountOrZero = 40
     lr: Positive = 20.0
     clip: Positive = 0.25
     weight_decay: NotNegative = 1.2e-6
     alpha: NotNegative = 2.0
     beta: NotNegative = 1.0
     nonmono: Count = 5
-    average_from: Annotated[int, Meta(ge=0)] = 0
+    average_from: CountOrZero = 0
     min_posterior: Probability = 0.0
     valid_batch: Count = 10
 
@@ -118,6 +127,8 @@ class Config(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def __post_init__(self) -> None:
         train = self.train
+        if not (self.data.corpus and self.data.corpus.isprintable()):
+            raise ValueError(f"data.corpus: expected a name of printable characters, got {self.data.corpus!r}")
         for name in self.__struct_fields__:
             section = getattr(self, name)
             for key in section.__struct_fields__:
@@ -151,12 +162,13 @@ def parse_config(values: Mapping[str, Any], *, source: str, overrides: Iterable[
 
 
 def read_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
+    content = read_bytes(path, TOML_LIMIT_BYTES)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = _from_toml(content.decode())
+    except ValueError as error:  # of TOML, of UTF-8, or of a number of too many digits
         raise UserError(f"{path}: not valid TOML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: not valid TOML: nested too deeply") from error
     values.pop("promise", None)  # a recipe's words about cost and result are for people
     return parse_config(values, source=str(path), overrides=overrides)
 
@@ -166,16 +178,29 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps(msgspec.to_builtins(config))
 
 
+def _from_toml(text: str) -> dict[str, Any]:
+    """Raises ValueError, or RecursionError for values that are nested too deeply."""
+    # The parser's memory grows with the square of the length of a dotted key, which stands in one line.
+    if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
+        raise ValueError(f"a line of more than {MOST_DOTS} dots")
+    return tomllib.loads(text)
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
     if not (equals and dot and name):
         raise UserError(f"--set: expected section.key=value, got {override!r}", exit_code=2)
     try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string
-    values.setdefault(section, {})[name] = value
+        parsed = _from_toml(f"value = {text.strip()}")
+    except ValueError:
+        parsed = {}
+    except RecursionError as error:
+        raise UserError(
+            f"--set {section}.{name}: expected a value, got one that is nested too deeply", exit_code=2
+        ) from error
+    # A bare word is a string, and so is what TOML takes for more than one value.
+    values.setdefault(section, {})[name] = parsed["value"] if len(parsed) == 1 else text.strip()
 
 
 def _refuse_unknown(values: Mapping[str, Any], source: str) -> None:
@@ -184,7 +209,7 @@ def _refuse_unknown(values: Mapping[str, Any], source: str) -> None:
         if section not in sections:
             raise UserError(f"{source}: unknown section [{section}]{nearest_spelling(section, sections)}", exit_code=2)
         if not isinstance(settings, Mapping):
-            raise UserError(f"{source}: expected a section [{section}], got the value {settings!r}", exit_code=2)
+            raise UserError(f"{source}: expected a section [{section}], got the value {_shown(settings)}", exit_code=2)
         names = [field.name for field in msgspec.structs.fields(sections[section])]
         for name in settings:
             if name not in names:
@@ -208,7 +233,14 @@ def _explained(error: Exception, values: Mapping[str, Any]) -> str:
         field_type = {field.name: field.type for field in msgspec.structs.fields(_section_types()[section])}[name]
         expected = f"expected one of {', '.join(get_args(field_type))}"
     expected = expected.partition(", got")[0].replace("Expected", "expected").replace("`", "")
-    return f"{section}.{name}: {expected}, got {values[section][name]!r}"
+    return f"{section}.{name}: {expected}, got {_shown(values[section][name])}"
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; lists in lists in lists
+        return f"a value of type {type(value).__name__} too long to show"
 
 
 def _section_types() -> dict[str, Any]:

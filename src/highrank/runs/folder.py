@@ -14,8 +14,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from highrank.data import Corpus, Vocabulary, is_published
 from highrank.errors import UserError
 from highrank.files import append_line, explained, new_file, new_folder, remove_leftovers, write_text
 from highrank.models import LanguageModel
+from highrank.reading import file_size, read_json
 from highrank.runs.build import build_model
 from highrank.runs.config import Config, read_config, to_toml
 from highrank.runs.lock import writing
@@ -34,6 +36,31 @@ from highrank.workers import ALONE, Workers
 __all__ = ["STAGES", "RunFolder", "TrainedModel", "load"]
 
 STAGES = ("train", "finetune")
+LONGEST_RECORD_BYTES = 1 << 16
+
+
+class CorpusFacts(msgspec.Struct):
+    """What is read again of the corpus in run.json."""
+
+    folder: str | None = None
+    sha256: dict[Literal["train", "valid", "test"], str] = {}
+
+
+class Facts(msgspec.Struct):
+    corpus: CorpusFacts = msgspec.field(default_factory=CorpusFacts)
+
+
+class SplitResult(msgspec.Struct):
+    perplexity: float | None = None
+
+
+class StageResult(msgspec.Struct):
+    """What is read again of one stage in results.json."""
+
+    train: SplitResult = msgspec.field(default_factory=SplitResult)
+    valid: SplitResult = msgspec.field(default_factory=SplitResult)
+    test: SplitResult = msgspec.field(default_factory=SplitResult)
+    elapsed_s: float = 0.0
 
 
 class TrainedModel(NamedTuple):
@@ -96,10 +123,7 @@ class RunFolder:
     def open(cls, path: Path) -> "RunFolder":
         if not (path / "config.toml").is_file():
             raise UserError(f"{path}: not a run folder (expected config.toml in it)")
-        try:
-            facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path / 'run.json'}: cannot be read ({error})") from error
+        facts = _read_checked(path / "run.json", Facts)
         return cls(path, read_config(path / "config.toml"), Vocabulary.load(path / "vocabulary.txt"), facts)
 
     def stage_folder(self, stage: str) -> Path:
@@ -152,6 +176,10 @@ class RunFolder:
     ) -> LanguageModel:
         """The best model of a stage (default: of the last one), in evaluation mode, on each of the ``workers``."""
         path, tensors = workers.first(lambda: self._best_tensors(stage or self.last_stage()))
+        if not len(self.vocabulary):
+            raise UserError(f"{self.path / 'vocabulary.txt'}: an empty vocabulary")
+        with torch.device("meta"):  # sizes are compared before memory is spent on what a damaged configuration says
+            put_model_tensors(build_model(self.config, len(self.vocabulary)), tensors, source=path)
         model = build_model(self.config, len(self.vocabulary))
         put_model_tensors(model, tensors, source=path)
         return model.to(device).eval()
@@ -187,15 +215,10 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        records = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:  # a line cut short by a kill; what it said is said again after the resume
-                continue
-            if isinstance(record, dict) and {"stage", "event", "epoch", "step"} <= record.keys():
-                records.append(record)
-        return records
+        file_size(path)  # a plain file, or an error
+        with path.open("rb") as file:
+            lines = iter(lambda: file.readline(LONGEST_RECORD_BYTES), b"")
+            return [record for line in lines if (record := _metrics_record(line)) is not None]
 
     def forget_metrics_after(self, stage: str, step: int, validations: int) -> None:
         """Drop what a killed process recorded beyond its last checkpoint: it will be recorded again.
@@ -215,10 +238,7 @@ class RunFolder:
     @property
     def results(self) -> dict[str, Any]:
         path = self.path / "results.json"
-        try:
-            return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-        except ValueError as error:
-            raise UserError(f"{path}: not valid JSON ({error})") from error
+        return _read_checked(path, dict[str, StageResult]) if path.exists() else {}
 
     def change_config(self, config: Config) -> "RunFolder":
         """The run with another configuration, which is written and logged."""
@@ -244,6 +264,27 @@ class RunFolder:
         path = self.path / "results.json"
         with explained(path):
             write_text(path, json.dumps(results, indent=2) + "\n")
+
+
+def _read_checked(path: Path, expected: Any) -> dict[str, Any]:
+    """The JSON object, all of it, where what is used again is of the types that ``expected`` says."""
+    values = read_json(path)
+    try:
+        msgspec.convert(values, expected)
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half a character is no name for msgspec
+        raise UserError(f"{path}: damaged: {error}") from error
+    return values
+
+
+def _metrics_record(line: bytes) -> dict[str, Any] | None:
+    """None for a line cut short by a kill: what it said is said again after the resume."""
+    try:
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    types = {"stage": str, "event": str, "epoch": int, "step": int}
+    whole = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in types.items())
+    return record if whole else None
 
 
 def load(run: str | os.PathLike[str], *, stage: str | None = None, device: torch.device | str = "cpu") -> TrainedModel:

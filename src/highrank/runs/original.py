@@ -6,19 +6,21 @@ training settings are not in it and come from the recipe of the same sizes, else
 """
 
 import hashlib
+import io
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from highrank.data import find_corpus, load_corpus
 from highrank.data.catalog import CATALOG
@@ -47,6 +49,8 @@ NAMES = {
 MIXTURE = ("prior.weight", "latent.0.weight", "latent.0.bias")
 # Without DropConnect (wdrop 0) the layers were not wrapped: there is no inner "module", and no raw weight.
 LAYER_NAME = re.compile(r"rnns\.(\d+)\.(?:module\.)?(weight_ih_l0|weight_hh_l0|weight_hh_l0_raw|bias_ih_l0|bias_hh_l0)")
+# A file may ask for so many times its size, where it is packed or its tensors share memory: no more is ever unpacked.
+UNPACKED_FACTOR = 3
 LISTED = 6  # so many names in a message, then how many more
 BY_VOCABULARY = {CATALOG[name].vocabulary_size: name for name in ("penn", "wikitext-2")}
 
@@ -167,44 +171,96 @@ def to_original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """The named tensors of a .pt (or .pth), .npz or .safetensors file. No code in the file is ever run."""
+    """The named tensors of a .pt (or .pth), .npz or .safetensors file. No code in the file is ever run.
+
+    Memory: some times the size of the file, whatever it claims to hold.
+    Raises UserError, one line (three for a pickled module: how to save its tensors).
+    """
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     if file.suffix == ".safetensors":
-        return read_tensors(file)
+        return read_tensors(file, from_elsewhere=True)
     if file.suffix not in (".pt", ".pth", ".npz"):
         raise UserError(f"{file}: expected a file that ends in .pt, .npz or .safetensors", exit_code=2)
     content = _read_npz(file) if file.suffix == ".npz" else _read_pt(file)
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{file}: expected a state_dict (names and tensors), got {type(content).__name__}")
-    if strangers := [str(name) for name, value in content.items() if not isinstance(value, Tensor)]:
+    if not all(isinstance(name, str) for name in content):  # what is no name may be no end of a thing to print
+        raise UserError(f"{file}: expected a state_dict (names and tensors), got keys that are not names")
+    if strangers := [name for name, value in content.items() if not _is_plain(value)]:
         raise UserError(f"{file}: expected a state_dict (names and tensors); not tensors: {_listed(strangers)}")
-    return {str(name): tensor for name, tensor in content.items()}
+    _check_unpacked(file, sum(tensor.numel() * tensor.element_size() for tensor in content.values()))
+    return dict(content)
 
 
 def _read_pt(file: Path) -> object:
     try:
-        with file.open("rb") as opened:
-            return torch.load(opened, map_location="cpu", weights_only=True)
+        with file.open("rb") as opened, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what the file asks for: the answer is one line below
+            source = _repacked(file, opened) if opened.read(4) == b"PK\x03\x04" else opened
+            source.seek(0)
+            return torch.load(source, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error):
             raise UserError(
-                f"{file}: a whole pickled model. To load it would run code from the file, so highrank does not.\n"
-                "Open it once with the code and the PyTorch that wrote it and save its tensors:\n"
-                f"    model = torch.load({file.name!r}, map_location='cpu'); torch.save(model.state_dict(), 'state.pt')"
+                f"{file}: a whole pickled model. To load it would run code from the file, so highrank does not.",
+                advice="\nOpen it once with the code and the PyTorch that wrote it and save its tensors:\n"
+                f"    model = torch.load({file.name!r}, map_location='cpu'); "
+                "torch.save(model.state_dict(), 'state.pt')",
             ) from error
         raise UserError(f"{file}: damaged, or not a file of PyTorch's") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, AssertionError) as error:
+    except Exception as error:  # whatever a parser of foreign bytes raises: it says nothing that the user can mend
         raise UserError(f"{file}: damaged, or not a file of PyTorch's") from error
 
 
 def _read_npz(file: Path) -> object:
     try:
-        # Opened here: numpy leaves a damaged file open.
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(_repacked(file, opened), allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, AttributeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # as above
         raise UserError(f"{file}: damaged, or not an .npz file of plain arrays") from error
+
+
+def _repacked(file: Path, opened: IO[bytes]) -> io.BytesIO:
+    """The zip archive again, with plainly stored members whose sizes and checksums were found right.
+
+    PyTorch's own reader of zip archives sees nothing else: two readers can be shown two different archives in one file.
+    """
+    stream = io.BytesIO()
+    with zipfile.ZipFile(opened) as archive, zipfile.ZipFile(stream, "w") as plain:
+        members = {info.filename: info for info in archive.infolist()}
+        _check_unpacked(file, sum(info.file_size for info in members.values()))
+        for name, info in members.items():
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UserError(f"{file}: packed in a way that is not read here; only plain and deflated members are")
+            with archive.open(info) as member:
+                # The size is given because it is not believed without: a member that claims less is unpacked whole.
+                plain.writestr(zipfile.ZipInfo(name), member.read(info.file_size))
+    stream.seek(0)
+    return stream
+
+
+def _check_unpacked(file: Path, unpacked_bytes: int) -> None:
+    size = file.stat().st_size
+    if unpacked_bytes > UNPACKED_FACTOR * size:
+        raise UserError(
+            f"{file}: unpacks to {unpacked_bytes:,} bytes; the limit is {UNPACKED_FACTOR} times its size of {size:,}"
+        )
+
+
+def _is_plain(value: object) -> bool:
+    """A tensor of numbers in memory: not sparse, quantized, of a class of its own, or a shape without content."""
+    return (
+        isinstance(value, Tensor)
+        and type(value) in (Tensor, nn.Parameter)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
 
 
 def _in_one_spelling(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from highrank.errors import UserError
 
 __all__ = ["averaged_weights", "averages", "is_stalled", "make_optimizer", "optimizer_tensors", "put_optimizer_tensors"]
 
+AVERAGING_STATE = {"step", "eta", "mu", "ax"}  # what PyTorch's ASGD keeps of each parameter
+
 
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float, *, averaging: bool) -> torch.optim.Optimizer:
     """SGD, or averaged SGD that averages every step from now on (t0=0, lambd=0). The loop sets the rate of each step.
@@ -71,11 +73,16 @@ def put_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, te
     parameters = dict(model.named_parameters())
     state: dict[str, dict[str, Any]] = {}
     for full_name, value in tensors.items():
-        prefix, key, name = full_name.split(".", 2)
+        prefix, _, rest = full_name.partition(".")
         if prefix != "optimizer":
             continue
+        key, _, name = rest.partition(".")
         if name not in parameters:
             raise UserError(f"checkpoint: optimizer state for an unknown parameter {name!r}")
+        if value.shape not in ((), parameters[name].shape):
+            raise UserError(f"checkpoint: optimizer state {key!r} of {name} does not fit its shape")
         state.setdefault(name, {})[key] = value.to(parameters[name].device)
     for name, values in state.items():
+        if isinstance(optimizer, torch.optim.ASGD) and set(values) != AVERAGING_STATE:
+            raise UserError(f"checkpoint: the optimizer's averages of {name} are not complete")
         optimizer.state[parameters[name]] = values

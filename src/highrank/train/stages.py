@@ -1,6 +1,7 @@
 """The stages of a run, from a recipe to a best model: what ``highrank train`` and ``highrank finetune`` do."""
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def corpus_for(config: Config, data: str | None) -> Corpus:
 def corpus_of(run: RunFolder, data: str | None) -> Corpus:
     """The text of a run: ``data`` if given, else the folder that it was trained on, else its name looked up."""
     known = run.facts.get("corpus", {}).get("folder")
-    if data is None and known is not None and Path(known).is_dir():
+    if data is None and known is not None and os.path.isdir(known):
         data = known
     corpus = corpus_for(run.config, data)
     run.check_corpus(corpus)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -116,9 +117,12 @@ class StageState:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         saved = checkpoint.state.get("position", {})
-        if set(saved) != {item.name for item in fields(Position)}:
+        if not isinstance(saved, dict) or set(saved) != {item.name for item in fields(Position)}:
             raise UserError(f"{checkpoint.path}: written by another version of highrank; it cannot be resumed")
-        self.position = Position(**saved)
+        try:
+            self.position = msgspec.convert(saved, Position)
+        except msgspec.ValidationError as error:
+            raise UserError(f"{checkpoint.path}: damaged, its position cannot be read: {error}") from error
         put_model_tensors(self.model, checkpoint.model, source=checkpoint.path)
         if self.position.averaging:
             self.start_averaging()
