@@ -440,8 +440,9 @@ def boundaries(path: Path) -> list[int]:
     lengths = {0, 1, size // 2, size - 1}
     if path.suffix == ".safetensors":
         header = int.from_bytes(content[:8], "little")
-        offsets = [tensor["data_offsets"] for name, tensor in json.loads(content[8 : 8 + header]).items()]
-        lengths |= {7, 8, 8 + header - 1, 8 + header, *(8 + header + end for _, end in offsets)}
+        described = json.loads(content[8 : 8 + header])
+        ends = [tensor["data_offsets"][1] for name, tensor in described.items() if name != "__metadata__"]
+        lengths |= {7, 8, 8 + header - 1, 8 + header, *(8 + header + end for end in ends)}
     elif path.suffix == ".jsonl":
         # Only the last record: what lies before it is on the disk before a checkpoint is.
         last = content[:-1].rfind(b"\n") + 1

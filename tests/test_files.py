@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from benchmarks.faults import RECIPE
 from highrank import files
+from highrank.data import Vocabulary
 from highrank.errors import UserError
 from highrank.files import append_line, explained
-from highrank.runs import RunFolder
+from highrank.runs import RunFolder, read_config
 
 
 def record(step: int, stage: str = "train", event: str = "interval", epoch: int = 1) -> dict[str, object]:
@@ -30,7 +32,7 @@ def test_a_line_that_was_cut_short_takes_no_other_with_it(tmp_path: Path) -> Non
     path.write_text("one\ntw")
     append_line(path, "three")
     assert path.read_text() == "one\ntw\nthree\n"
-    run = RunFolder(tmp_path)
+    run = RunFolder(tmp_path, read_config(RECIPE), Vocabulary(("<eos>",)), {})
     run.add_metrics(record(1))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "tra')
@@ -86,7 +88,7 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl", "results.json", "train/model.safetensors"])
 def test_a_run_folder_says_what_cannot_be_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RunFolder(tmp_path)
+    run = RunFolder(tmp_path, read_config(RECIPE), Vocabulary(("<eos>",)), {})
     run.begin_stage("train")
 
     def refuse(*arguments: object, **options: object) -> None:
@@ -107,7 +109,7 @@ def test_a_run_folder_says_what_cannot_be_written(name: str, tmp_path: Path, mon
 
 def test_what_a_checkpoint_knows_of_is_kept(tmp_path: Path) -> None:
     """At update 20 the first epoch ends: saved before the validation, validated, killed before it was saved again."""
-    run = RunFolder(tmp_path)
+    run = RunFolder(tmp_path, read_config(RECIPE), Vocabulary(("<eos>",)), {})
     validations = [record(0, "finetune", "validation"), record(20, "finetune", "validation")]
     for each in (record(10), record(20), *validations, record(20, "finetune"), record(30, "finetune")):
         run.add_metrics(each)

@@ -197,7 +197,7 @@ def records(work: Path, run: RunFolder, corpus: Any) -> Target:
         found = corpus_of(run, None)
         for line in summary_lines(run):
             notice(line)
-        run.forget_metrics_after("train", 100)
+        run.forget_metrics_after("train", 100, 1)
         run.add_result("train", {"epochs": 3})
         run.forget_results("finetune")
         settings = of_run.dynamic_settings(run)

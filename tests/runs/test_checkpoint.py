@@ -89,7 +89,7 @@ def test_no_other_file_is_opened(tmp_path: Path) -> None:
     state = json.loads((path / "state.json").read_text())
     state = {"format": 1, "sha256": state["sha256"] | {"/dev/zero": "0" * 64}}
     (path / "state.json").write_text(json.dumps(state))
-    with pytest.raises(UserError, match="does not hold the hashes of"):
+    with pytest.raises(UserError, match="does not hold the checksums of"):
         load_checkpoint(path)
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from benchmarks.faults import RECIPE
+from highrank.data import Vocabulary
 from highrank.errors import UserError
 from highrank.files import new_file
-from highrank.runs import RunFolder, at_work, lock, writing
+from highrank.runs import RunFolder, at_work, lock, read_config, writing
 from highrank.runs.lock import holder, is_held
 
 HOLD = """
@@ -113,7 +115,7 @@ def test_a_file_system_without_locks(hold: object, tmp_path: Path, monkeypatch: 
 
 
 def test_results_of_two_writers_are_both_kept(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
+    run = RunFolder(tmp_path, read_config(RECIPE), Vocabulary(("<eos>",)), {})
 
     def add(name: str) -> None:
         for number in range(25):
@@ -129,7 +131,7 @@ def test_results_of_two_writers_are_both_kept(tmp_path: Path) -> None:
 
 def test_what_an_evaluation_is_writing_is_not_removed(tmp_path: Path) -> None:
     """A stage that starts beside it waits, and then finds only what killed processes left."""
-    run = RunFolder(tmp_path)
+    run = RunFolder(tmp_path, read_config(RECIPE), Vocabulary(("<eos>",)), {})
     run.begin_stage("train")
     left = tmp_path / "train" / ".new-left"
     left.write_text("by a killed process")

@@ -33,7 +33,7 @@ def test_a_second_interrupt_stops_at_once() -> None:
         "    print('ready', flush=True)\n"
         "    while True:\n"
         "        time.sleep(0.01)\n"
-        "        if stop.requested:\n"
+        "        if stop.signal_number:\n"
         "            print('asked', flush=True)\n"
         "            time.sleep(60)\n"
     )
