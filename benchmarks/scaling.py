@@ -75,15 +75,16 @@ def median_s(calls: dict[str, Callable[[], float]], repeats: int) -> dict[str, f
 
 def parts(config: Config, data: str, device: torch.device, repeats: int) -> dict[str, float]:
     """Seconds of a pass over a micro-batch and of all else in a step; bytes that a worker's sum has."""
-    steps = {str(count): step_of(with_micro_batches(config, count), data, device) for count in (2, 3)}
+    few, many = 2, 6
+    steps = {str(count): step_of(with_micro_batches(config, count), data, device) for count in (few, many)}
     medians = median_s(steps, repeats)
-    micro_batch_s = medians["3"] - medians["2"]
+    micro_batch_s = (medians[str(many)] - medians[str(few)]) / (many - few)
     vocab_size = len(load_corpus(find_corpus(config.data.corpus, data)).vocabulary)
     with torch.device("meta"):
         parameters = build_model(config, vocab_size).num_parameters
     return {
         "micro_batch_s": micro_batch_s,
-        "rest_s": max(0.0, medians["2"] - 2 * micro_batch_s),
+        "rest_s": medians[str(few)] - few * micro_batch_s,
         "sum_bytes": FLOAT64_BYTES * parameters,
     }
 
@@ -134,7 +135,7 @@ def main() -> int:
     parser.add_argument("--data", help="the folder of the recipe's text")
     parser.add_argument("--recipe", default="wikitext-2")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--measured-workers", type=int, default=2)
     parser.add_argument("--inside", type=int, default=0, help=argparse.SUPPRESS)  # bytes: one of the workers
     arguments = parser.parse_args()
