@@ -77,13 +77,13 @@ check: ## what has to pass before a change is handed in: lint, format-check, typ
 
 # A benchmark is a file that can be run; one that can run on a GPU takes --device.
 BENCHMARKS     = $(shell grep -l '__name__ == "__main__"' benchmarks/*.py 2>/dev/null)
-BENCHMARKS_GPU = $(shell grep -l '"--device"' $(BENCHMARKS) 2>/dev/null)
+BENCHMARKS_GPU = $(shell grep -l 'argument."--device"' $(BENCHMARKS) 2>/dev/null)
 
 bench: ## list the benchmarks
 	@for file in $(BENCHMARKS); do \
 	    printf '%-52s %s\n' "$(PY) -m $$(echo $${file%.py} | tr / .)" "$$(sed -n '1s/^"""//; 1s/"""$$//; 1p' $$file)"; done
 
-bench-gpu: $(DEV) ## run the benchmarks of the loss on a CUDA device
+bench-gpu: $(DEV) ## run the benchmarks that have a --device on a CUDA device
 	@for file in $(BENCHMARKS_GPU); do \
 	    echo "== $$file"; PYTHONPATH=src $(PY) -m $$(echo $${file%.py} | tr / .) --device cuda $(ARGS) || exit 1; done
 

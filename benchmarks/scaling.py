@@ -1,8 +1,8 @@
 """What are the parts of a step shared by several workers, and what do they say of more workers than there are here?
 
-``python -m benchmarks.scaling --data DIR [--recipe R] [--device cuda] [--measured-workers W]`` measures a pass over one
+``python -m benchmarks.scaling [--recipe R] [--device cuda] [--measured-workers W]`` measures a pass over one
 micro-batch, the rest of a step and the sum over workers, puts them together for 1 to 64 workers, checks the model on
-as many workers as asked, and writes results/scaling.DEVICE.json.
+as many workers as asked, and writes results/scaling.DEVICE.json. The words are random: time does not depend on them.
 """
 
 import argparse
@@ -17,17 +17,19 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec.structs
+import numpy as np
 import torch
 
 import highrank.cli.environment  # noqa: F401 - as the command line has it
 from benchmarks.harness import save
-from highrank.data import find_corpus, load_corpus
 from highrank.data.batches import Columns
-from highrank.runs import Config, build_model, choose_device, find_recipe, read_config
+from highrank.data.catalog import CATALOG
+from highrank.runs import Config, build_model, choose_device, find_recipe, parameter_count, read_config
 from highrank.train import StageState, update
 from highrank.workers import ALONE, Workers, join_workers
 
-WORKERS = (1, 2, 4, 8, 16, 32, 64)
+WORKERS = (1, 2, 3, 4, 8, 16, 32, 64)
+SEGMENTS = 40  # of text: more than any measurement walks
 LATENCY_BYTES = 8  # the sum of one number: nothing but latency
 FLOAT64_BYTES = 8
 
@@ -38,13 +40,13 @@ def with_micro_batches(config: Config, count: int) -> Config:
     return msgspec.structs.replace(config, train=train)
 
 
-def step_of(config: Config, data: str, device: torch.device, workers: Workers = ALONE) -> Callable[[], float]:
+def step_of(config: Config, device: torch.device, workers: Workers = ALONE) -> Callable[[], float]:
     """The training loop's own update at the recipe's sizes; returns its seconds."""
-    corpus = load_corpus(find_corpus(config.data.corpus, data))
-    columns = Columns(corpus.tokens["train"], config.train.batch)
-    train = config.train
+    train, vocab_size = config.train, CATALOG[config.data.corpus].vocabulary_size
+    tokens = np.random.default_rng(0).integers(vocab_size, size=train.batch * train.bptt * SEGMENTS, dtype=np.int32)
+    columns = Columns(tokens, train.batch)
     state = StageState(
-        build_model(config, len(corpus.vocabulary)).to(device).train(),
+        build_model(config, vocab_size).to(device).train(),
         lr=train.lr,
         weight_decay=train.weight_decay,
         averaging=False,
@@ -73,15 +75,13 @@ def median_s(calls: dict[str, Callable[[], float]], repeats: int) -> dict[str, f
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def parts(config: Config, data: str, device: torch.device, repeats: int) -> dict[str, float]:
+def parts(config: Config, device: torch.device, repeats: int) -> dict[str, float]:
     """Seconds of a pass over a micro-batch and of all else in a step; bytes that a worker's sum has."""
     few, many = 2, 6
-    steps = {str(count): step_of(with_micro_batches(config, count), data, device) for count in (few, many)}
+    steps = {str(count): step_of(with_micro_batches(config, count), device) for count in (few, many)}
     medians = median_s(steps, repeats)
     micro_batch_s = (medians[str(many)] - medians[str(few)]) / (many - few)
-    vocab_size = len(load_corpus(find_corpus(config.data.corpus, data)).vocabulary)
-    with torch.device("meta"):
-        parameters = build_model(config, vocab_size).num_parameters
+    parameters = parameter_count(config, CATALOG[config.data.corpus].vocabulary_size)
     return {
         "micro_batch_s": micro_batch_s,
         "rest_s": medians[str(few)] - few * micro_batch_s,
@@ -89,10 +89,10 @@ def parts(config: Config, data: str, device: torch.device, repeats: int) -> dict
     }
 
 
-def between_workers(config: Config, data: str, device: torch.device, repeats: int, sum_bytes: int) -> dict[str, float]:
+def between_workers(config: Config, device: torch.device, repeats: int, sum_bytes: int) -> dict[str, float]:
     """To be run by every worker: seconds of a step with a micro-batch each, and of sums of two sizes."""
     with join_workers(600) as workers:
-        step = step_of(with_micro_batches(config, workers.count), data, device, workers)
+        step = step_of(with_micro_batches(config, workers.count), device, workers)
         numbers = {
             name: torch.zeros(size // FLOAT64_BYTES, dtype=torch.float64, device=device)
             for name, size in (("latency_s", LATENCY_BYTES), ("sum_s", sum_bytes))
@@ -132,7 +132,6 @@ def model(measured: dict[str, float], bytes_per_s: float, latency_s: float, micr
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", help="the folder of the recipe's text")
     parser.add_argument("--recipe", default="wikitext-2")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
@@ -141,9 +140,9 @@ def main() -> int:
     arguments = parser.parse_args()
     config, device = read_config(find_recipe(arguments.recipe)), choose_device(arguments.device)
     if arguments.inside:
-        print(json.dumps(between_workers(config, arguments.data, device, arguments.repeats, arguments.inside)))
+        print(json.dumps(between_workers(config, device, arguments.repeats, arguments.inside)))
         return 0
-    measured = parts(config, arguments.data, device, arguments.repeats)
+    measured = parts(config, device, arguments.repeats)
     workers = min(
         arguments.measured_workers, torch.cuda.device_count() if device.type == "cuda" else os.cpu_count() or 1
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults import (
+    RECIPE,
     Done,
     Setting,
     command,
@@ -25,6 +26,10 @@ from benchmarks.faults import (
     train_command,
 )
 from benchmarks.workers_agree import agreement, train_with
+from highrank.data import load_corpus
+from highrank.errors import UserError
+from highrank.runs import RunFolder, read_config
+from highrank.train import train_stage
 
 TIMEOUT_S = 5
 AGENT_WAITS_S = 30  # so long PyTorch's agent waits for a worker that it has asked to stop
@@ -191,6 +196,17 @@ def test_an_error_is_one_line_whoever_meets_it(alone: Setting, tmp_path: Path) -
     one_line(many, "3 workers, but an update has 2 micro-batches", codes=(2,))
     assert many.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_worker_with_another_text_is_refused(small_text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(small_text, other)
+    with (other / "valid.txt").open("a") as file:
+        file.write("and god said\n")
+    config, first, second = read_config(RECIPE), load_corpus(small_text), load_corpus(other)
+    run = RunFolder.create(tmp_path / "run", config, first.vocabulary, first)
+    with pytest.raises(UserError, match=r"valid\.txt has changed since the run"):
+        train_stage(run, "train", second)
 
 
 @pytest.fixture

@@ -84,9 +84,11 @@ def train_stage(
 
     Several ``workers`` share the micro-batches of each update. Only the first one needs the run's folder.
     Returns best_epoch, valid_loss_nats and valid_perplexity of the best model, and epochs, updates, elapsed_s.
-    Raises Interrupted, after saving, if a signal asked to stop; UserError if the loss is lost (nan, or exploding).
+    Raises Interrupted, after saving, if a signal asked to stop; UserError if the loss is lost (nan, or exploding), or
+    if ``corpus`` is not the text that the run was begun with.
     """
     config = run.config
+    run.check_corpus(corpus)  # each worker has read its own
     workers.first(lambda: check_workers(config, workers.count))
     workers.first(lambda: run.remove_leftovers(stage))
     state = _first_state(run, stage, config, device, workers)
