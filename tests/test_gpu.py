@@ -1,11 +1,13 @@
 """What only a CUDA device can show: the same numbers as on the CPU, cuDNN's backward, and resume to the same bits."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.workers_agree import agreement, train_with
 from highrank import LossOptions, mixture_cross_entropy
 from highrank.data import load_corpus
 from highrank.evaluate import DynamicSettings, dynamic_evaluate, evaluate, gradient_statistics
@@ -124,7 +126,18 @@ def test_a_run_on_a_gpu_resumes_to_the_same_bits(small_text: Path, tmp_path: Pat
     assert len(checkpoints) == 2
     (cut.path / "train").mkdir()
     checkpoints[0].rename(cut.path / "train" / checkpoints[0].name)  # as if killed in the last epoch
+    shutil.copy(whole.best_model_path("train"), cut.best_model_path("train"))
     train_stage(cut, "train", corpus, device="cuda", resume=True)
     last = [sorted((run.path / "train").glob("checkpoint-*"))[-1] / "model.safetensors" for run in (whole, cut)]
     ours, theirs = (read_tensors(path) for path in last)
     assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices: NCCL has one worker on each")
+def test_workers_with_a_gpu_each_end_alike(small_text: Path, tmp_path: Path) -> None:
+    arguments = [str(RECIPE), "--data", str(small_text), "--device", "cuda"]
+    for workers in (1, 2):
+        train_with(workers, tmp_path / str(workers), arguments)
+    found = agreement(tmp_path / "1", tmp_path / "2")
+    assert found["averaging"]
+    assert found["largest_difference_of_validation_nats"] <= 1e-5
