@@ -22,6 +22,7 @@ import torch
 
 import highrank.cli.environment  # noqa: F401 - as the command line has it
 from benchmarks.harness import save
+from highrank.cli.launch import leave
 from highrank.data.batches import Columns
 from highrank.data.catalog import CATALOG
 from highrank.runs import Config, build_model, choose_device, find_recipe, parameter_count, read_config
@@ -111,7 +112,7 @@ def between_workers(config: Config, device: torch.device, repeats: int, sum_byte
         calls = {name: adding_up(tensor) for name, tensor in numbers.items()}
         result = median_s({**calls, "step_s": step}, repeats)
         if not workers.is_first:
-            sys.exit(0)
+            leave(0)
         return result
 
 
@@ -141,7 +142,7 @@ def main() -> int:
     config, device = read_config(find_recipe(arguments.recipe)), choose_device(arguments.device)
     if arguments.inside:
         print(json.dumps(between_workers(config, device, arguments.repeats, arguments.inside)))
-        return 0
+        return leave(0)
     measured = parts(config, device, arguments.repeats)
     workers = min(
         arguments.measured_workers, torch.cuda.device_count() if device.type == "cuda" else os.cpu_count() or 1

@@ -19,7 +19,7 @@ import highrank.cli.environment  # noqa: F401, I001 - before PyTorch is loaded
 import msgspec
 import torch
 
-from highrank.cli.launch import report
+from highrank.cli.launch import leave, report
 from highrank.data import Corpus
 from highrank.errors import UserError
 from highrank.evaluate import evaluate_run
@@ -268,10 +268,10 @@ def print_perplexities(run: RunFolder, corpus: Corpus, stage: str, where: Machin
 
 def run_script(main: Callable[[], int]) -> NoReturn:
     try:
-        sys.exit(main())
+        sys.exit(leave(main()))
     except UserError as error:
         report(error, program=Path(sys.argv[0]).name)
-        sys.exit(error.exit_code)
+        sys.exit(leave(error.exit_code))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -23,6 +23,7 @@ from highrank.errors import UserError
 __all__ = ["ALONE", "ReportedError", "Workers", "join_workers"]
 
 T = TypeVar("T")
+MEETING_S = 300.0  # one may still be reading its text when the others are there
 ROLL_CALL_S = 3.0  # those that are alive notice a loss at nearly the same time
 
 
@@ -142,26 +143,27 @@ def join_workers(timeout_s: float) -> Iterator[Workers]:
     """The workers of this run: those that the launcher (torchrun, ``--workers``, any that sets its variables) started.
 
     Without a launcher, ``ALONE``. ``timeout_s`` is how long a worker waits for the others in one call before it
-    counts them as lost. Raises UserError if the others do not come.
+    counts them as lost; at the start it waits five minutes at least. Raises UserError if the others do not come.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield ALONE
         return
-    timeout = datetime.timedelta(seconds=timeout_s)
+    timeout, patience_s = datetime.timedelta(seconds=timeout_s), max(timeout_s, MEETING_S)
+    patience = datetime.timedelta(seconds=patience_s)
     try:
-        store, rank, count = next(rendezvous("env://", timeout=timeout))
+        store, rank, count = next(rendezvous("env://", timeout=patience))
         # A worker that was started again meets the others under new names: what it left behind is not theirs.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = PrefixStore(f"highrank/{attempt}", store)
         store.set(f"place/{rank}", f"process {os.getpid()} on {socket.gethostname()}")
+        store.wait([f"place/{other}" for other in range(count)], patience)
         # Decisions are agreed on through the CPU, so that a GPU never waits for one.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the {count} workers have not found together in {timeout_s:.0f} s: {reason}") from error
-    workers = Workers(rank, count, store)
-    yield workers
-    # Only after work that went well: where a worker is lost, taking leave would wait for it.
-    dist.destroy_process_group()
+        raise UserError(f"the {count} workers have not found together in {patience_s:.0f} s: {reason}") from error
+    # The group is not destroyed at the end: where a worker is lost that would wait for it, and PyTorch's threads may
+    # fail while they are taken down beside others that leave. The command line ends the process instead.
+    yield Workers(rank, count, store)

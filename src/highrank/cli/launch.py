@@ -13,7 +13,7 @@ from pathlib import Path
 
 from highrank.errors import UserError
 
-__all__ = ["launch", "launched", "report", "restarted"]
+__all__ = ["launch", "launched", "leave", "report", "restarted"]
 
 LAUNCHED = "HIGHRANK_LAUNCHED"  # by us: then the launching process is the one voice
 SAVED = (130, 143)  # a worker that saved and stopped, as Ctrl-C or SIGTERM asked
@@ -58,6 +58,20 @@ def launch(command: Sequence[str], workers: int) -> int:
             print(f"highrank: {_what_failed(rank, failure.exitcode, failure.message)}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 1
     return 0
+
+
+def leave(exit_code: int) -> int:
+    """The exit code; but one of several workers ends here, at once.
+
+    The interpreter's own end would take down the threads of the process group while other workers leave it, which
+    aborts the process now and then, its work done.
+    """
+    if launched():
+        for stream in (sys.stdout, sys.stderr):
+            if not stream.closed:
+                stream.flush()
+        os._exit(exit_code)
+    return exit_code
 
 
 def report(error: UserError, *, program: str = "highrank") -> None:

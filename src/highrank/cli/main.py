@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import highrank.cli.environment  # noqa: F401 - before anything loads PyTorch
 from highrank import __version__
 from highrank.cli import data, doctor, dynamic_eval, evaluate, finetune, generate, import_model, run, train
-from highrank.cli.launch import launch, launched, report, restarted
+from highrank.cli.launch import launch, launched, leave, report, restarted
 from highrank.errors import UserError
 
 __all__ = ["main"]
@@ -35,6 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return launch(["-m", "highrank", *argv], arguments.workers)
     if restarted() and hasattr(arguments, "resume"):
         arguments.resume = True  # the launcher says the same words again, and means: go on
+    return leave(_run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """The command, with what can go wrong as one line."""
     try:
         return int(arguments.run(arguments))
     except UserError as error:
