@@ -13,14 +13,20 @@ from highrank.data import find_corpus, load_corpus
 from highrank.data.batches import Columns
 from highrank.runs import Config, build_model, find_recipe, read_config
 from highrank.train import StageState, update
+from highrank.workers import ALONE, Workers
 
 Step = Callable[[], float]
 
 
-def our_step(config: Config, vocab_size: int, columns: Columns) -> Step:
-    """The training loop's own update, again and again, in segments of ``bptt``; returns the loss in nats."""
+def our_step(
+    config: Config, vocab_size: int, columns: Columns, *, device: torch.device | str = "cpu", workers: Workers = ALONE
+) -> Step:
+    """The training loop's own update, again and again, in segments of ``bptt``.
+
+    Returns the loss in nats a token; with several ``workers`` this one's part of it.
+    """
     train = config.train
-    model = build_model(config, vocab_size).train()
+    model = build_model(config, vocab_size).to(device).train()
     state = StageState(
         model,
         lr=train.lr,
@@ -31,7 +37,7 @@ def our_step(config: Config, vocab_size: int, columns: Columns) -> Step:
     )
 
     def step() -> float:
-        done = update(state, columns, config, seed=train.seed, lr=train.lr, length=train.bptt)
+        done = update(state, columns, config, seed=train.seed, lr=train.lr, length=train.bptt, workers=workers)
         state.position.add_step(done.steps, done.steps * train.batch)
         return done.loss_sum.item() / (done.steps * train.batch)
 

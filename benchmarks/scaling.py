@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 import highrank.cli.environment  # noqa: F401 - as the command line has it
+from benchmarks.bench_train_step import our_step
 from benchmarks.harness import save
 from highrank.cli.launch import leave
 from highrank.data.batches import Columns
 from highrank.data.catalog import CATALOG
-from highrank.runs import Config, build_model, choose_device, find_recipe, parameter_count, read_config
-from highrank.train import StageState, update
+from highrank.runs import Config, choose_device, find_recipe, parameter_count, read_config
 from highrank.workers import ALONE, Workers, join_workers
 
 WORKERS = (1, 2, 3, 4, 8, 16, 32, 64)
@@ -45,21 +45,11 @@ def step_of(config: Config, device: torch.device, workers: Workers = ALONE) -> C
     """The training loop's own update at the recipe's sizes; returns its seconds."""
     train, vocab_size = config.train, CATALOG[config.data.corpus].vocabulary_size
     tokens = np.random.default_rng(0).integers(vocab_size, size=train.batch * train.bptt * SEGMENTS, dtype=np.int32)
-    columns = Columns(tokens, train.batch)
-    state = StageState(
-        build_model(config, vocab_size).to(device).train(),
-        lr=train.lr,
-        weight_decay=train.weight_decay,
-        averaging=False,
-        groups=train.batch // config.micro_batch,
-        batch=config.micro_batch,
-    )
+    update = our_step(config, vocab_size, Columns(tokens, train.batch), device=device, workers=workers)
 
     def step() -> float:
         began = time.perf_counter()
-        done = update(state, columns, config, seed=train.seed, lr=train.lr, length=train.bptt, workers=workers)
-        state.position.add_step(done.steps, done.steps * train.batch)
-        done.norm.item()  # waits for a GPU
+        update()  # reads the loss, so it waits for a GPU
         return time.perf_counter() - began
 
     return step

@@ -2,7 +2,7 @@
 
 float32 gradients are summed in float64, where the sum of a few is exact but for numbers that are 2**29 times smaller
 than others in it. So the order does not matter: one worker and three end with the same bits, where sums in float32
-would drift apart, by a factor of about a million within thirty updates at the paper's learning rates.
+would drift apart at the paper's learning rates (benchmarks/workers_agree.py).
 """
 
 from collections.abc import Iterator
