@@ -20,7 +20,6 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -295,11 +294,18 @@ def _wait_for_the_moment(
     if aim == "training":
         time.sleep(draws.uniform(0, 0.3))
         return
-    for _ in islice(iter(int, 1), draws.randrange(3)):  # not always the first save after a start
+    for _ in range(draws.randrange(3)):  # not always the first save after a start
         wait_until(process, lambda: not any(leftovers(run / "train")), every_s=0.0005)
         wait_until(process, lambda: any(leftovers(run / "train")), every_s=0.0005)
-    wait_until(process, lambda: any(leftovers(run / "train")), every_s=0.0005)
-    time.sleep(draws.uniform(0, SAVE_S))
+    while process.poll() is None:
+        wait_until(process, lambda: any(leftovers(run / "train")), every_s=0.0005)
+        time.sleep(draws.uniform(0, SAVE_S))
+        # Held still and looked at, so that the kill falls into a save however slow the machine is.
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if any(leftovers(run / "train")):
+            return
+        process.send_signal(signal.SIGCONT)
 
 
 def stopped(setting: Setting, number: signal.Signals) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def nothing_is_lost(result: dict[str, Any]) -> None:
 def test_killed_five_times(setting: Setting) -> None:
     result = faults.killed(setting, 5, seed=3)
     assert result["kills"] == 5
-    assert result["kills_during_a_save"] >= 1, "no kill fell into a save"
+    assert result["kills_during_a_save"] >= 3, "three of five are aimed at a save"
     nothing_is_lost(result)
 
 
@@ -122,6 +122,6 @@ def test_the_end_of_a_run_comes_again_after_its_last_save_was_lost(setting: Sett
 def test_killed_fifty_times(setting: Setting) -> None:
     result = faults.killed(setting, 50, seed=1)
     assert result["kills"] == 50
-    assert result["kills_during_a_save"] >= 10
+    assert result["kills_during_a_save"] >= 25, "every other one is aimed at a save"
     nothing_is_lost(result)
     nothing_is_lost(faults.cut_short(setting))
