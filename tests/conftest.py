@@ -3,8 +3,12 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -58,3 +62,12 @@ def small_text(kjv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = (kjv / f"{split}.txt").read_text(encoding="utf-8").splitlines(keepends=True)[:verses]
         (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    """A real headless Chromium."""
+    from tests.browser import chromium
+
+    with chromium() as found:
+        yield found

@@ -6,8 +6,11 @@ __all__ = ["SILENT", "Display"]
 
 
 class Display(Protocol):
-    def progress(self, task: str, done: int, total: int, loss_nats: float) -> None:
-        """``done`` of ``total`` tokens of ``task`` are done, at this mean loss lately. To be called often."""
+    def progress(
+        self, task: str, done: int, total: int, loss_nats: float | None = None, *, unit: str = "tokens"
+    ) -> None:
+        """``done`` of ``total`` units of ``task`` are done, at this mean loss lately if there is one. To be called
+        often."""
 
     def message(self, text: str) -> None:
         """Something worth keeping on the screen."""
@@ -15,7 +18,9 @@ class Display(Protocol):
 
 @final
 class _Silent:
-    def progress(self, task: str, done: int, total: int, loss_nats: float) -> None:
+    def progress(
+        self, task: str, done: int, total: int, loss_nats: float | None = None, *, unit: str = "tokens"
+    ) -> None:
         return None
 
     def message(self, text: str) -> None:

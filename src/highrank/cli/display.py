@@ -40,11 +40,16 @@ class ConsoleDisplay:
     ) -> None:
         self._bar.stop()
 
-    def progress(self, task: str, done: int, total: int, loss_nats: float) -> None:
+    def progress(
+        self, task: str, done: int, total: int, loss_nats: float | None = None, *, unit: str = "tokens"
+    ) -> None:
         rate, left_s = self._meter.read(task, done, total)
-        figures = f"{loss_nats:.3f} nats, perplexity {math.exp(min(loss_nats, 20)):.1f}"
+        said = []
+        if loss_nats is not None:
+            said.append(f"{loss_nats:.3f} nats, perplexity {math.exp(min(loss_nats, 20)):.1f}")
         if rate:
-            figures += f", {rate:,.0f} tokens/s, {_duration(left_s)} left"
+            said.append(f"{rate:,.0f} {unit}/s, {_duration(left_s)} left")
+        figures = ", ".join(said)
         if self._live:
             if self._task is None:
                 self._task = self._bar.add_task(task, figures=figures)
