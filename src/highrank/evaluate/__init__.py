@@ -10,12 +10,15 @@ from highrank.evaluate.of_run import (
     prepare_statistics,
 )
 from highrank.evaluate.perplexity import Evaluation, evaluate
+from highrank.evaluate.prediction import Explanation, Prediction, predict_next
 from highrank.evaluate.search import Trial, search_settings
 
 __all__ = [
     "DynamicSettings",
     "Evaluation",
+    "Explanation",
     "GradientStatistics",
+    "Prediction",
     "Sampling",
     "Trial",
     "dynamic_evaluate",
@@ -27,6 +30,7 @@ __all__ = [
     "generate_text",
     "gradient_statistics",
     "has_dynamic_result",
+    "predict_next",
     "prepare_statistics",
     "search_settings",
 ]
