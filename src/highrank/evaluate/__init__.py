@@ -1,6 +1,7 @@
 """Evaluation of a trained model on text: static, dynamic, and by its own samples."""
 
-from highrank.evaluate.dynamic import DynamicSettings, GradientStatistics, dynamic_evaluate, gradient_statistics
+from highrank.evaluate.adaptation import Adaptation, DynamicSettings, GradientStatistics
+from highrank.evaluate.dynamic import dynamic_evaluate, gradient_statistics
 from highrank.evaluate.generate import Sampling, generate, generate_text
 from highrank.evaluate.of_run import (
     dynamic_evaluate_run,
@@ -14,6 +15,7 @@ from highrank.evaluate.prediction import Explanation, Prediction, predict_next
 from highrank.evaluate.search import Trial, search_settings
 
 __all__ = [
+    "Adaptation",
     "DynamicSettings",
     "Evaluation",
     "Explanation",

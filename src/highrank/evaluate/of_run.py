@@ -11,7 +11,8 @@ import torch
 from highrank.data import Corpus
 from highrank.data.batches import SHORTEST_TRAINING_COLUMN
 from highrank.errors import UserError
-from highrank.evaluate.dynamic import DynamicSettings, GradientStatistics, dynamic_evaluate, gradient_statistics
+from highrank.evaluate.adaptation import DynamicSettings, GradientStatistics
+from highrank.evaluate.dynamic import dynamic_evaluate, gradient_statistics
 from highrank.evaluate.perplexity import Evaluation, evaluate
 from highrank.evaluate.search import search_settings
 from highrank.files import explained, file_sha256, new_file
