@@ -73,6 +73,9 @@ def test_prediction_is_brute_force(head: type[Head], temperature: float) -> None
             best = sorted(range(WORDS), key=lambda v: -own[v])[:6]
             assert predicted.component_words[place, k].tolist() == best
             assert predicted.component_log_prob[place, k].exp().tolist() == pytest.approx([own[v] for v in best])
+        for n, v in enumerate(order[:6]):
+            share = [p * q[v] / mixture[v] for p, q in zip(prior, components, strict=True)]
+            assert predicted.word_posterior[place, n].tolist() == pytest.approx(share, rel=1e-10)
         joint = [p * q[word] for p, q in zip(prior, components, strict=True)]
         assert float(predicted.met.surprisal[place]) == pytest.approx(-math.log(tempered[word]), rel=1e-10)
         assert predicted.met.posterior[place].tolist() == pytest.approx([j / sum(joint) for j in joint], rel=1e-10)
@@ -111,6 +114,7 @@ def test_shapes_follow_the_hidden_states(shape: tuple[int, ...]) -> None:
     )
     assert predicted.words.shape == predicted.log_prob.shape == (*shape, WORDS)  # there are no more
     assert predicted.component_words.shape == (*shape, COMPONENTS, WORDS)
+    assert predicted.word_posterior.shape == (*shape, WORDS, COMPONENTS)
     assert predicted.entropy.shape == shape
     assert predicted.met is not None
     assert predicted.met.posterior.shape == (*shape, COMPONENTS)

@@ -8,6 +8,7 @@ from highrank.evaluate.of_run import (
     dynamic_settings,
     evaluate_run,
     has_dynamic_result,
+    known_statistics,
     prepare_statistics,
 )
 from highrank.evaluate.perplexity import Evaluation, evaluate
@@ -32,6 +33,7 @@ __all__ = [
     "generate_text",
     "gradient_statistics",
     "has_dynamic_result",
+    "known_statistics",
     "predict_next",
     "prepare_statistics",
     "search_settings",

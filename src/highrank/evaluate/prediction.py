@@ -31,8 +31,8 @@ class Explanation(NamedTuple):
 class Prediction(NamedTuple):
     """What comes next at positions (*), from K components over V words; n words of each are listed, likeliest first.
 
-    The temperature acts on the mixture alone: ``words``, ``log_prob``, ``entropy`` and ``full``. Weights and words of
-    the components are those of the model as it is.
+    The temperature acts on the mixture alone: ``words``, ``log_prob``, ``entropy`` and ``full``. Weights, words and
+    posteriors of the components are those of the model as it is.
 
     A head with one softmax (``Softmax``, ``MixtureOfContexts``) has one component, of weight 1. A mixture of contexts
     also has ``context_weights``: how its contexts are averaged before that softmax. They weigh vectors, not
@@ -41,6 +41,7 @@ class Prediction(NamedTuple):
 
     words: Tensor  # (*, n) word numbers of the mixture
     log_prob: Tensor  # (*, n), in nats
+    word_posterior: Tensor  # (*, n, K), P(component | context, this word), without temperature
     entropy: Tensor  # (*), of the mixture, in nats
     prior: Tensor  # (*, K), P(component | context)
     component_words: Tensor  # (*, K, n) word numbers of each component
@@ -99,6 +100,7 @@ def _predict_block(
 ) -> Prediction:
     head = model.head
     context_bKD, prior_logits_bK = head.components(hidden_bH)
+    K = prior_logits_bK.shape[-1]
     # Each component is a mixture of one.
     one = prior_logits_bK.new_zeros((*prior_logits_bK.shape, 1))
     component_bKV = mixture_log_prob(context_bKD.unsqueeze(-2), one, head.weight, bias=head.bias, options=head.options)
@@ -108,17 +110,19 @@ def _predict_block(
     tempered_bV = mixture_bV if temperature == 1 else torch.log_softmax(mixture_bV / temperature, dim=-1)
     if target_b is not None:
         word_b1 = target_b.unsqueeze(1)
-        target_bK = component_bKV.gather(2, word_b1.unsqueeze(1).expand(-1, component_bKV.shape[1], 1)).squeeze(2)
+        target_bK = component_bKV.gather(2, word_b1.unsqueeze(1).expand(-1, K, -1)).squeeze(2)
         met = Explanation(
             surprisal=-tempered_bV.gather(1, word_b1).squeeze(1),
             posterior=torch.softmax(log_prior_bK + target_bK, dim=-1),
             component_log_prob=target_bK,
         )
     log_prob_bn, words_bn = tempered_bV.topk(top)
+    joint_bKn = log_prior_bK.unsqueeze(-1) + component_bKV.gather(2, words_bn.unsqueeze(1).expand(-1, K, -1))
     component_log_prob_bKn, component_words_bKn = component_bKV.topk(top)
     return Prediction(
         words=words_bn,
         log_prob=log_prob_bn,
+        word_posterior=torch.softmax(joint_bKn, dim=1).mT,
         entropy=torch.special.entr(tempered_bV.exp()).sum(-1),
         prior=log_prior_bK.exp(),
         component_words=component_words_bKn,
@@ -144,6 +148,7 @@ def _joined(parts: list[Prediction], shape: torch.Size) -> Prediction:
     return Prediction(
         words=join(part.words for part in parts),
         log_prob=join(part.log_prob for part in parts),
+        word_posterior=join(part.word_posterior for part in parts),
         entropy=join(part.entropy for part in parts),
         prior=join(part.prior for part in parts),
         component_words=join(part.component_words for part in parts),
