@@ -4,6 +4,7 @@ from highrank.evaluate.adaptation import Adaptation, DynamicSettings, GradientSt
 from highrank.evaluate.dynamic import dynamic_evaluate, gradient_statistics
 from highrank.evaluate.generate import Sampling, generate, generate_text
 from highrank.evaluate.of_run import (
+    cached_statistics,
     dynamic_evaluate_run,
     dynamic_settings,
     evaluate_run,
@@ -11,6 +12,7 @@ from highrank.evaluate.of_run import (
     known_statistics,
     prepare_statistics,
 )
+from highrank.evaluate.passage import Passage, line_start, read_passage
 from highrank.evaluate.perplexity import Evaluation, evaluate
 from highrank.evaluate.prediction import Explanation, Prediction, predict_next
 from highrank.evaluate.search import Trial, search_settings
@@ -21,9 +23,11 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "GradientStatistics",
+    "Passage",
     "Prediction",
     "Sampling",
     "Trial",
+    "cached_statistics",
     "dynamic_evaluate",
     "dynamic_evaluate_run",
     "dynamic_settings",
@@ -34,7 +38,9 @@ __all__ = [
     "gradient_statistics",
     "has_dynamic_result",
     "known_statistics",
+    "line_start",
     "predict_next",
     "prepare_statistics",
+    "read_passage",
     "search_settings",
 ]
