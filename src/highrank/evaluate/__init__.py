@@ -1,8 +1,10 @@
-"""Evaluation of a trained model on text: static, dynamic, and by its own samples."""
+"""Evaluation of a trained model on text: static, dynamic, by its own samples, by its rank and its components."""
 
 from highrank.evaluate.adaptation import Adaptation, DynamicSettings, GradientStatistics
+from highrank.evaluate.components_of_run import components_run
 from highrank.evaluate.dynamic import dynamic_evaluate, gradient_statistics
 from highrank.evaluate.generate import Sampling, generate, generate_text
+from highrank.evaluate.matrix import read_matrix
 from highrank.evaluate.of_run import (
     cached_statistics,
     dynamic_evaluate_run,
@@ -15,9 +17,12 @@ from highrank.evaluate.of_run import (
 from highrank.evaluate.passage import Passage, line_start, read_passage
 from highrank.evaluate.perplexity import Evaluation, evaluate
 from highrank.evaluate.prediction import Explanation, Prediction, predict_next
+from highrank.evaluate.rank import Rank, rank
+from highrank.evaluate.rank_of_run import PAPER_RANKS, rank_run
 from highrank.evaluate.search import Trial, search_settings
 
 __all__ = [
+    "PAPER_RANKS",
     "Adaptation",
     "DynamicSettings",
     "Evaluation",
@@ -25,9 +30,11 @@ __all__ = [
     "GradientStatistics",
     "Passage",
     "Prediction",
+    "Rank",
     "Sampling",
     "Trial",
     "cached_statistics",
+    "components_run",
     "dynamic_evaluate",
     "dynamic_evaluate_run",
     "dynamic_settings",
@@ -41,6 +48,9 @@ __all__ = [
     "line_start",
     "predict_next",
     "prepare_statistics",
+    "rank",
+    "rank_run",
+    "read_matrix",
     "read_passage",
     "search_settings",
 ]

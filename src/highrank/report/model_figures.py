@@ -214,9 +214,7 @@ def _divergence(label: str, found: Components) -> Figure:
         x=x,
         y=y,
         color=alt.Color("what:N", legend=None),
-        opacity=alt.Opacity(
-            "divergence:Q", scale=alt.Scale(domain=[0, 0.6931], range=[0.06, 0.75]), legend=None
-        ),
+        opacity=alt.Opacity("divergence:Q", scale=alt.Scale(domain=[0, 0.6931], range=[0.06, 0.75]), legend=None),
         tooltip=["component:O", "other:O", alt.Tooltip("divergence:Q", format=".3f")],
     )
     layers: list[Any] = [squares]

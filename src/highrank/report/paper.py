@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-__all__ = ["PAPER", "PAPER_RANKS", "SOURCE", "Published"]
+__all__ = ["PAPER", "SOURCE", "Published"]
 
 SOURCE = "Yang et al. 2018, arXiv 1711.03953"
 
@@ -38,9 +38,4 @@ PAPER: Mapping[str, tuple[Published, ...]] = {
         Published("one softmax, its own settings", 33, {"train": (68.73, 65.40)}),
         Published("one softmax, the mixture's settings", 35, {"train": (72.73, 69.18)}),
     ),
-}
-
-# Rank of the log-probability matrix on Penn Treebank, V = 10,000, by the round-off rule of Numerical Recipes.
-PAPER_RANKS: Mapping[str, Mapping[str, int]] = {
-    "penn": {"one softmax, D=400": 400, "mixture of contexts, D=280": 280, "mixture of softmaxes, D=280, K=15": 9981},
 }

@@ -92,9 +92,7 @@ def _chart(
         f"{field}:Q",
         title=x_title,
         scale=alt.Scale(zero=True, nice=False),
-        axis=alt.Axis(
-            format="~s" if field == "tokens" else "~g", tickMinStep=1 if field == "epoch" else alt.Undefined
-        ),
+        axis=alt.Axis(format="~s" if field == "tokens" else "~g", tickMinStep=1 if field == "epoch" else alt.Undefined),
     )
     y = alt.Y(
         f"{measure}:Q",
@@ -126,9 +124,7 @@ def _chart(
     points = valid.mark_point(size=46, filled=True, opacity=1, clip=True).encode(
         x=x, y=y, color=runs["color"], shape=runs["shape"], tooltip=tooltip
     )
-    return alt.layer(
-        *_mark_layers(marks, labels, field, max(row[field] for row in rows), x), thin, thick, points
-    )
+    return alt.layer(*_mark_layers(marks, labels, field, max(row[field] for row in rows), x), thin, thick, points)
 
 
 def _mark_layers(
