@@ -16,15 +16,30 @@ from highrank.cli import (
     generate,
     import_model,
     rank,
+    report,
     run,
     train,
 )
-from highrank.cli.launch import launch, launched, leave, report, restarted
+from highrank.cli.launch import launch, launched, leave, restarted
+from highrank.cli.launch import report as print_error
 from highrank.errors import UserError
 
 __all__ = ["main"]
 
-COMMANDS = (data, train, finetune, evaluate, dynamic_eval, rank, components, generate, run, import_model, doctor)
+COMMANDS = (
+    data,
+    train,
+    finetune,
+    evaluate,
+    dynamic_eval,
+    rank,
+    components,
+    report,
+    generate,
+    run,
+    import_model,
+    doctor,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -55,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         return int(arguments.run(arguments))
     except UserError as error:
-        report(error)
+        print_error(error)
         return error.exit_code
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported here
