@@ -13,7 +13,7 @@ import pytest
 
 from highrank.data import Corpus
 from highrank.errors import UserError
-from highrank.report import Wanted, check_comparable, gather, write_page
+from highrank.report import Wanted, check_comparable, check_plotting, gather, write_page
 from highrank.report.history import history_of
 from highrank.report.results import result_rows
 from highrank.runs import RunFolder
@@ -160,6 +160,12 @@ def test_figures_of_an_earlier_model_are_not_shown(made: Made, tmp_path: Path) -
     (subject,) = gather([RunFolder.open(copy)], lambda run: made.corpus, Wanted(passage_words=0))
     assert subject.rank is None
     assert "on the model as it is now" in subject.notes["rank"]
+
+
+def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    with pytest.raises(UserError, match=r"needs vl_convert.*pip install 'highrank\[report\]'"):
+        check_plotting()
 
 
 def test_a_text_that_is_gone_costs_only_the_passage(made: Made) -> None:
