@@ -3,14 +3,12 @@
 import json
 import re
 import shlex
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -21,9 +19,10 @@ from highrank.errors import UserError
 from highrank.files import file_sha256, leftovers
 from highrank.runs.build import build_model
 from highrank.runs.checkpoint import checkpoint_folders, load_checkpoint
-from highrank.runs.config import Config, read_config
-from highrank.runs.folder import STAGES, RunFolder
+from highrank.runs.config import Config, read_whole_config
+from highrank.runs.folder import RunFolder
 from highrank.runs.lock import holder, is_held
+from highrank.runs.records import STAGES
 from highrank.runs.tensors import read_tensors
 
 __all__ = ["Ability", "Diagnosis", "Finding", "examine"]
@@ -120,19 +119,7 @@ class _Examination:
         return found
 
     def read_config(self) -> tuple[Config, str]:
-        path = self.run / "config.toml"
-        config = read_config(path)
-        written = tomllib.loads(path.read_text(encoding="utf-8"))
-        # All settings are written: where some are missing the file was cut short, and defaults would take their place.
-        missing = [
-            f"{section}.{key}"
-            for section, settings in msgspec.to_builtins(config).items()
-            for key in settings
-            if key not in written.get(section, {})
-        ]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise UserError(f"{path}: cut short, or of another version: {missing[0]}{more} missing")
+        config = read_whole_config(self.run / "config.toml")
         return config, f"{config.model.head}, corpus {config.data.corpus}"
 
     def read_facts(self) -> tuple[dict[str, Any], str]:
