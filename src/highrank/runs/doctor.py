@@ -17,6 +17,7 @@ from highrank.data import Vocabulary, load_corpus
 from highrank.data.catalog import present_folder
 from highrank.errors import UserError
 from highrank.files import file_sha256, leftovers
+from highrank.progress import SILENT, Display
 from highrank.runs.build import build_model
 from highrank.runs.checkpoint import checkpoint_folders, load_checkpoint
 from highrank.runs.config import Config, read_whole_config
@@ -71,16 +72,16 @@ class _Stage:
     positions: list[Mapping[str, Any]] = field(default_factory=list)  # newest first
 
 
-def examine(run: Path) -> Diagnosis:
+def examine(run: Path, *, display: Display = SILENT) -> Diagnosis:
     """Read everything in the run folder ``run`` and say what is wrong with it. Raises UserError if it is none."""
     if not any((run / name).is_file() for name in ("config.toml", "run.json", "vocabulary.txt")):
         raise UserError(f"{run}: not a run folder (expected config.toml, run.json and vocabulary.txt in it)")
-    return _Examination(run).diagnosis()
+    return _Examination(run, display).diagnosis()
 
 
 class _Examination:
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, run: Path, display: Display) -> None:
+        self.run, self.display = run, display
         self.findings: list[Finding] = []
 
     def diagnosis(self) -> Diagnosis:
@@ -109,6 +110,7 @@ class _Examination:
 
     def attempt(self, place: str, read: Callable[[], tuple[Found, str]]) -> Found | None:
         """What ``read`` returns, noted with its description; None, noted as wrong, where it raises UserError."""
+        self.display.progress(f"examining {place}", len(self.findings), None, unit="findings")
         try:
             found, text = read()
         except (UserError, OSError) as error:
@@ -152,7 +154,7 @@ class _Examination:
         folder = Path(known) if known is not None and Path(known).is_dir() else present_folder(name)
         if folder is None:
             raise UserError(f"{known or name}: not there any more; give the commands its new place with --data")
-        RunFolder.open(self.run).check_corpus(load_corpus(folder, name=name))
+        RunFolder.open(self.run).check_corpus(load_corpus(folder, name=name, display=self.display))
         return folder, f"{folder}: the text of the run"
 
     def check_stage(self, stage: str, shapes: Shapes | None) -> _Stage:

@@ -123,7 +123,7 @@ def _summary(run: Path) -> RunSummary:
         read_whole_config(run / "config.toml"),
         read_facts(run),
         read_results(run),
-        read_metrics(run),
+        read_metrics(run, progress_only=True),
     )
     file_size(run / "vocabulary.txt")  # a plain file, or an error
     begun = {record["stage"] for record in metrics}
