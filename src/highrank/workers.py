@@ -146,7 +146,8 @@ def join_workers(timeout_s: float, *, after_loss: str = "start it again") -> Ite
     """The workers of this run: those that the launcher (torchrun, ``--workers``, any that sets its variables) started.
 
     Without a launcher, ``ALONE``. ``timeout_s`` is how long a worker waits for the others in one call before it
-    counts them as lost; at the start it waits five minutes at least. ``after_loss`` says what to do then. Raises UserError if the others do not come.
+    counts them as lost; at the start it waits five minutes at least. ``after_loss`` is what the error says to do then.
+    Raises UserError if the others do not come.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:

@@ -126,18 +126,17 @@ def _signature(path: Path) -> list[int]:
 
 def _digest(path: Path, reading: _Reading) -> str:
     sha256 = hashlib.sha256()
-    for block in _blocks(path, reading):
+    for block in _blocks(path):
         sha256.update(block)
+        reading.add(len(block))
     return sha256.hexdigest()
 
 
-def _blocks(path: Path, reading: _Reading | None = None) -> Iterator[bytes]:
+def _blocks(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             while block := file.read(BLOCK_BYTES):
                 yield block
-                if reading is not None:
-                    reading.add(len(block))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
@@ -149,9 +148,11 @@ def _words(path: Path, sha256: "hashlib._Hash", reading: _Reading | None = None)
     line_open = False
     lines = 0
     read_bytes = 0
-    for block in _blocks(path, reading):
+    for block in _blocks(path):
         sha256.update(block)
         read_bytes += len(block)
+        if reading is not None:
+            reading.add(len(block))
         try:
             text = rest + decoder.decode(block)
         except UnicodeDecodeError as error:
