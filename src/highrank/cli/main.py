@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import highrank.cli.environment  # noqa: F401 - before anything loads PyTorch
 from highrank import __version__
 from highrank.cli import (
+    compare,
     components,
     data,
     doctor,
@@ -18,9 +19,10 @@ from highrank.cli import (
     rank,
     report,
     run,
+    runs,
     train,
 )
-from highrank.cli.launch import launch, launched, leave, restarted
+from highrank.cli.launch import AFTER_LOSS, launch, launched, leave, restarted
 from highrank.cli.launch import report as print_error
 from highrank.errors import UserError
 
@@ -38,6 +40,8 @@ COMMANDS = (
     generate,
     run,
     import_model,
+    runs,
+    compare,
     doctor,
 )
 
@@ -59,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = make_parser().parse_args(argv)
     if getattr(arguments, "workers", 1) > 1 and not launched():
-        return launch(["-m", "highrank", *argv], arguments.workers)
+        return launch(
+            ["-m", "highrank", *argv], arguments.workers, after_loss=getattr(arguments, "after_loss", AFTER_LOSS)
+        )
     if restarted() and hasattr(arguments, "resume"):
         arguments.resume = True  # the launcher says the same words again, and means: go on
     return leave(_run(arguments))
