@@ -138,7 +138,7 @@ class _EndedDisplay:
         self._ended = ended
 
     def progress(
-        self, task: str, done: int, total: int, loss_nats: float | None = None, *, unit: str = "tokens"
+        self, task: str, done: int, total: int | None, loss_nats: float | None = None, *, unit: str = "tokens"
     ) -> None:
         if self._ended.is_set():
             raise _Ended
