@@ -38,7 +38,7 @@ LONGEST_CONTEXT = 500  # words; the last ones count
 LONGEST_TEXT = 2000
 MOST_ADAPTED = 4  # sessions with a copy of the model; the one that was used longest ago gives its own back
 # A pass over all of a large corpus would keep a class waiting: a part estimates the same sums.
-STATISTICS_TOKENS = 30_000
+STATISTICS_TOKENS = 100_000
 CHANGES = 10
 
 

@@ -211,10 +211,10 @@ def _component_card(k: int, weight: float, before: float | None, now: Prediction
         f"<tr><th scope='row'>{_word(vocabulary.words[word])}</th><td>{_percent(p)}</td></tr>"
         for word, p in zip(words, probabilities, strict=True)
     )
-    was = "" if before is None else f" <span class='hr-was'>(was {_percent(before)})</span>"
+    was = "" if before is None else f"<span class='hr-was'>{_percent(before)} →</span> "
     return (
         f"<div class='hr-card' data-component='{k + 1}'><h3><i class='hr-dot {_colour(k)}'></i>Component {k + 1}</h3>"
-        f"<p class='hr-weight'>weight <b>{_percent(weight)}</b>{was}</p>"
+        f"<p class='hr-weight'>weight {was}<b>{_percent(weight)}</b></p>"
         f"<span class='hr-bar'><i class='{_colour(k)}' style='width:{100 * weight:.2f}%'></i></span>"
         f"<table class='hr-table'><tbody>{rows}</tbody></table></div>"
     )

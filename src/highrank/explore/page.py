@@ -72,9 +72,9 @@ def make_page(explorer: Explorer) -> gr.Blocks:
                     elem_id="text",
                 )
                 with gr.Row():
-                    adapt = gr.Button("Adapt to this text", variant="primary", elem_id="adapt")
-                    restore = gr.Button("Back to the trained weights", interactive=False, elem_id="restore")
-                adapted = _html(elem_id="adapted")
+                    adapt = gr.Button("Adapt to this text", variant="primary", size="md", elem_id="adapt")
+                    restore = gr.Button("Back to the trained weights", size="md", interactive=False, elem_id="restore")
+                adapted = _html(elem_id="adapted", min_height=120)
             with gr.Column(scale=3, min_width=320):
                 shown = _html(elem_id="shown")
 
@@ -139,8 +139,10 @@ class _PageDisplay:
         gr.Info(text)
 
 
-def _html(value: str = "", *, elem_id: str | None = None) -> gr.HTML:
-    return gr.HTML(value, elem_id=elem_id, elem_classes="hr", apply_default_css=False, js_on_load=None)
+def _html(value: str = "", *, elem_id: str | None = None, min_height: int | None = None) -> gr.HTML:
+    return gr.HTML(
+        value, elem_id=elem_id, elem_classes="hr", apply_default_css=False, js_on_load=None, min_height=min_height
+    )
 
 
 def _session(request: gr.Request) -> str:
