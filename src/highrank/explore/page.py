@@ -9,12 +9,13 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
+from fastapi import FastAPI
 
 from highrank.errors import UserError
 from highrank.explore import markup
 from highrank.explore.explorer import LONGEST_TEXT, Explorer
 
-__all__ = ["MOUNT", "make_page"]
+__all__ = ["make_page", "mount_page"]
 
 CONTEXTS = ("the company said it", "and the lord said unto", "the first of the")
 MOST_WORDS = 30
@@ -36,6 +37,11 @@ MOUNT: dict[str, Any] = {
     "show_error": True,
     "max_file_size": 0,
 }
+
+
+def mount_page(app: FastAPI, explorer: Explorer, path: str) -> None:
+    """Let ``app`` answer with the page below ``path``."""
+    gr.mount_gradio_app(app, make_page(explorer), path, **MOUNT)
 
 
 def make_page(explorer: Explorer) -> gr.Blocks:
@@ -106,7 +112,7 @@ def make_page(explorer: Explorer) -> gr.Blocks:
 
         inputs = [context, temperature, top]
         gr.on(
-            [page.load, context.input, temperature.change, top.change],
+            [page.load, context.change, temperature.change, top.change],
             show,
             inputs,
             shown,

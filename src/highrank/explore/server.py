@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from highrank.errors import UserError
 from highrank.explore.explorer import Explorer
+from highrank.explore.page import mount_page
 
 __all__ = ["listen", "make_app", "open_browser", "serve"]
 
@@ -63,16 +64,12 @@ def listen(port: int) -> socket.socket:
 
 def make_app(explorer: Explorer, token: str) -> FastAPI:
     """The page under /TOKEN; all else is not found, but for an icon that is empty."""
-    import gradio as gr
-
-    from highrank.explore.page import MOUNT, make_page
-
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_SameOrigin)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     # Browsers ask for it at the root, and would write an error into the console of the page.
     app.get("/favicon.ico")(lambda: Response(status_code=204))
-    gr.mount_gradio_app(app, make_page(explorer), f"/{token}", server_name=HOST, **MOUNT)
+    mount_page(app, explorer, f"/{token}")
     return app
 
 
