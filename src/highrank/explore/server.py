@@ -100,7 +100,8 @@ def open_browser(address: str) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """Ends at the first signal, within seconds, and remembers which it was instead of raising it again."""
+    """Ends at the first signal, as soon as work on a text can stop, and remembers which signal it was instead of raising
+    it again. A second one ends the process at once: nothing is being written."""
 
     stopped_by = 0
 
@@ -109,10 +110,11 @@ class _Server(uvicorn.Server):
         self._explorer = explorer
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + sig)
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # that pages were open is no error
         self._explorer.close()
         self.stopped_by = sig
-        self.force_exit = self.should_exit
         self.should_exit = True
 
 
