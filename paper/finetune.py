@@ -37,10 +37,10 @@ def main() -> int:
         for text in notices:
             notice(f"finetune.py: {text}")
         if (workers := workers_for(config, gpus(arguments))) > 1:
-            return launch(sys.argv, workers)
+            return launch(sys.argv, workers, after_loss=device.after_loss)
     with machine(device) as where, interruptible(where) as ending, at_work(Path(arguments.save), where.workers):
         run = where.workers.first(lambda: open_run(arguments, config))
-        corpus = corpus_of(run, arguments.data)
+        corpus = corpus_of(run, arguments.data, display=where.display)
         finetune(run, corpus, where, resume=arguments.continue_train)
         print_perplexities(run, corpus, "finetune", where)
     if ending.exit_code and where.workers.is_first:

@@ -6,13 +6,26 @@ from collections.abc import Sequence
 
 import highrank.cli.environment  # noqa: F401 - before anything loads PyTorch
 from highrank import __version__
-from highrank.cli import data, doctor, dynamic_eval, evaluate, explore, finetune, generate, import_model, run, train
-from highrank.cli.launch import launch, launched, leave, report, restarted
+from highrank.cli import (
+    compare,
+    data,
+    doctor,
+    dynamic_eval,
+    evaluate,
+    explore,
+    finetune,
+    generate,
+    import_model,
+    run,
+    runs,
+    train,
+)
+from highrank.cli.launch import AFTER_LOSS, launch, launched, leave, report, restarted
 from highrank.errors import UserError
 
 __all__ = ["main"]
 
-COMMANDS = (data, train, finetune, evaluate, dynamic_eval, generate, explore, run, import_model, doctor)
+COMMANDS = (data, train, finetune, evaluate, dynamic_eval, generate, explore, run, import_model, runs, compare, doctor)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -32,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = make_parser().parse_args(argv)
     if getattr(arguments, "workers", 1) > 1 and not launched():
-        return launch(["-m", "highrank", *argv], arguments.workers)
+        return launch(
+            ["-m", "highrank", *argv], arguments.workers, after_loss=getattr(arguments, "after_loss", AFTER_LOSS)
+        )
     if restarted() and hasattr(arguments, "resume"):
         arguments.resume = True  # the launcher says the same words again, and means: go on
     return leave(_run(arguments))
