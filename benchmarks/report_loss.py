@@ -1,4 +1,4 @@
-"""Writes the tables and plots of docs/loss.md from benchmarks/results. Needs matplotlib: pip install '.[figures]'"""
+"""Writes the tables and plots of docs/loss.md from benchmarks/results. Needs matplotlib"""
 
 import json
 import math
