@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from highrank.evaluate.rank import Rank, rank
     from highrank.functional import LossOptions, mixture_cross_entropy, mixture_log_prob, mixture_statistics
     from highrank.heads import MixtureOfContexts, MixtureOfSoftmaxes, Softmax
     from highrank.runs import load
@@ -17,23 +18,27 @@ __all__ = [
     "LossOptions",
     "MixtureOfContexts",
     "MixtureOfSoftmaxes",
+    "Rank",
     "Softmax",
     "__version__",
     "load",
     "mixture_cross_entropy",
     "mixture_log_prob",
     "mixture_statistics",
+    "rank",
 ]
 
 _HOME = {
     "LossOptions": "highrank.functional",
     "MixtureOfContexts": "highrank.heads",
     "MixtureOfSoftmaxes": "highrank.heads",
+    "Rank": "highrank.evaluate.rank",
     "Softmax": "highrank.heads",
     "load": "highrank.runs",
     "mixture_cross_entropy": "highrank.functional",
     "mixture_log_prob": "highrank.functional",
     "mixture_statistics": "highrank.functional",
+    "rank": "highrank.evaluate.rank",
 }
 
 

@@ -6,13 +6,25 @@ from collections.abc import Sequence
 
 import highrank.cli.environment  # noqa: F401 - before anything loads PyTorch
 from highrank import __version__
-from highrank.cli import data, doctor, dynamic_eval, evaluate, finetune, generate, import_model, run, train
+from highrank.cli import (
+    components,
+    data,
+    doctor,
+    dynamic_eval,
+    evaluate,
+    finetune,
+    generate,
+    import_model,
+    rank,
+    run,
+    train,
+)
 from highrank.cli.launch import launch, launched, leave, report, restarted
 from highrank.errors import UserError
 
 __all__ = ["main"]
 
-COMMANDS = (data, train, finetune, evaluate, dynamic_eval, generate, run, import_model, doctor)
+COMMANDS = (data, train, finetune, evaluate, dynamic_eval, rank, components, generate, run, import_model, doctor)
 
 
 def make_parser() -> argparse.ArgumentParser:

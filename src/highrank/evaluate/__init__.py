@@ -1,7 +1,9 @@
-"""Evaluation of a trained model on text: static, dynamic, and by its own samples."""
+"""Evaluation of a trained model on text: static, dynamic, by its own samples, by its rank and its components."""
 
+from highrank.evaluate.components_of_run import components_run
 from highrank.evaluate.dynamic import DynamicSettings, GradientStatistics, dynamic_evaluate, gradient_statistics
 from highrank.evaluate.generate import Sampling, generate, generate_text
+from highrank.evaluate.matrix import read_matrix
 from highrank.evaluate.of_run import (
     dynamic_evaluate_run,
     dynamic_settings,
@@ -10,14 +12,19 @@ from highrank.evaluate.of_run import (
     prepare_statistics,
 )
 from highrank.evaluate.perplexity import Evaluation, evaluate
+from highrank.evaluate.rank import Rank, rank
+from highrank.evaluate.rank_of_run import PAPER_RANKS, rank_run
 from highrank.evaluate.search import Trial, search_settings
 
 __all__ = [
+    "PAPER_RANKS",
     "DynamicSettings",
     "Evaluation",
     "GradientStatistics",
+    "Rank",
     "Sampling",
     "Trial",
+    "components_run",
     "dynamic_evaluate",
     "dynamic_evaluate_run",
     "dynamic_settings",
@@ -28,5 +35,8 @@ __all__ = [
     "gradient_statistics",
     "has_dynamic_result",
     "prepare_statistics",
+    "rank",
+    "rank_run",
+    "read_matrix",
     "search_settings",
 ]

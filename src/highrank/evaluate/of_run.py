@@ -1,7 +1,9 @@
 """Evaluating a run: its model, its text, its cached statistics, and results that are kept with it."""
 
 import hashlib
+import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from highrank.errors import UserError
 from highrank.evaluate.dynamic import DynamicSettings, GradientStatistics, dynamic_evaluate, gradient_statistics
 from highrank.evaluate.perplexity import Evaluation, evaluate
 from highrank.evaluate.search import search_settings
-from highrank.files import explained, file_sha256, new_file
+from highrank.files import explained, file_sha256, new_file, write_text
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
 from highrank.runs import RunFolder, parse_config, writing
@@ -27,6 +29,7 @@ __all__ = [
     "dynamic_settings",
     "evaluate_run",
     "has_dynamic_result",
+    "keep",
     "prepare_statistics",
 ]
 
@@ -207,6 +210,12 @@ def _read_statistics(path: Path, model: LanguageModel, display: Display) -> Grad
 def _write_statistics(run: RunFolder, path: Path, statistics: GradientStatistics) -> None:
     with writing(run.path), explained(path), new_file(path) as temporary:
         write_tensors(temporary, {**statistics.squares, "segments": torch.tensor(statistics.segments)})
+
+
+def keep(run: RunFolder, name: str, result: Mapping[str, Any]) -> None:
+    """Write figures as the JSON file ``name`` of the run, in place of earlier ones."""
+    with writing(run.path), explained(run.path / name):
+        write_text(run.path / name, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 def _as_result(evaluation: Evaluation) -> dict[str, Any]:

@@ -6,7 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from highrank.functional import LossOptions, mixture_cross_entropy, mixture_log_prob
+from highrank.functional import (
+    LossOptions,
+    MixtureStatistics,
+    mixture_cross_entropy,
+    mixture_log_prob,
+    mixture_statistics,
+)
 
 __all__ = ["Components", "Head", "check_sizes"]
 
@@ -52,6 +58,25 @@ class Head(nn.Module, ABC):
         """Loss in nats of hidden (*, H) for target (*): a scalar, or (*) for ``reduction="none"``."""
         context, prior_logits = self.components(hidden)
         return mixture_cross_entropy(
+            context,
+            prior_logits,
+            self.weight,
+            target,
+            bias=self.bias,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            options=self.options,
+        )
+
+    def statistics(
+        self, hidden: Tensor, target: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
+    ) -> MixtureStatistics:
+        """The same loss, with what its pass knows of the components: see ``mixture_statistics``.
+
+        A head with one softmax at its end, which a mixture of contexts has too, is one component.
+        """
+        context, prior_logits = self.components(hidden)
+        return mixture_statistics(
             context,
             prior_logits,
             self.weight,

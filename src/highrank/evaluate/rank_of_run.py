@@ -1,0 +1,126 @@
+"""The rank of a run: the log-probabilities of its best model over held-out contexts, and what is kept of them."""
+
+import copy
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from highrank.data import Corpus
+from highrank.errors import UserError
+from highrank.evaluate.held_out import evenly_spaced, hidden_states
+from highrank.evaluate.of_run import keep
+from highrank.evaluate.rank import announce_memory, measure_rank
+from highrank.files import file_sha256
+from highrank.heads import Head, MixtureOfSoftmaxes
+from highrank.models import LanguageModel
+from highrank.progress import SILENT, Display
+from highrank.runs import RunFolder
+
+__all__ = ["PAPER_RANKS", "RANK_FILE", "log_prob_matrix", "rank_bound", "rank_run"]
+
+RANK_FILE = "rank.json"
+
+# Yang et al. 2018 (arXiv 1711.03953), Penn Treebank, V = 10,000; by the same round-off rule.
+PAPER_RANKS = (
+    {"head": "softmax", "num_components": 1, "context_features": 400, "vocabulary": 10_000, "rank": 400},
+    {"head": "mixture-of-contexts", "num_components": 15, "context_features": 280, "vocabulary": 10_000, "rank": 280},
+    {"head": "mixture-of-softmaxes", "num_components": 15, "context_features": 280, "vocabulary": 10_000, "rank": 9981},
+)
+
+
+def rank_run(
+    run: RunFolder,
+    corpus: Corpus,
+    split: str = "test",
+    *,
+    contexts: int = 0,
+    stage: str | None = None,
+    device: torch.device | str = "cpu",
+    display: Display = SILENT,
+) -> dict[str, Any]:
+    """The rank of the best model of a stage over ``contexts`` contexts of a split, evenly spaced; see ``rank``.
+
+    0 contexts: as many as the vocabulary has words, or all of a shorter text. The backbone runs in the model's dtype,
+    the head in float64. Returned with ``run``, and without it written to rank.json of the run (format 1):
+
+        format, stage, split, model_sha256 (of the stage's model.safetensors)
+        head, num_components, context_features (D), bound (of the head's rank; null for a mixture of softmaxes)
+        contexts, vocabulary, numerical_rank, threshold, precision, effective_rank, mean_kl_nats
+        ranks: [{relative_threshold, rank}]
+        dtype, hidden_dtype, device, elapsed_s
+        singular_values: descending; fewer than min(contexts, vocabulary) where the others are below the threshold
+
+    Raises UserError: fewer contexts in the text than asked for, or what ``rank`` raises.
+    """
+    began = time.perf_counter()
+    run.check_corpus(corpus)
+    stage = stage or run.last_stage()
+    model = run.load_model(stage, device=device)
+    tokens = corpus.tokens[split]
+    available = len(tokens) - 1
+    if contexts > available:
+        raise UserError(f"{split}: {available:,} contexts, fewer than the {contexts:,} that were asked for")
+    contexts = contexts or min(model.vocab_size, available)
+    if contexts < 2:
+        raise UserError(f"{split}: expected at least 2 contexts, got {contexts}")
+    announce_memory(contexts, model.vocab_size, device, display)
+    matrix_NV = log_prob_matrix(model, tokens, evenly_spaced(contexts, available), what=split, display=display)
+    found = measure_rank(matrix_NV, display=display)
+    result = {
+        "format": 1,
+        "stage": stage,
+        "split": split,
+        "model_sha256": file_sha256(run.best_model_path(stage)),
+        "head": run.config.model.head,
+        "num_components": 1 if run.config.model.head == "softmax" else run.config.model.num_components,
+        "context_features": model.head.context_features,
+        "bound": rank_bound(model.head),
+        **found.as_dict(),
+        "hidden_dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "elapsed_s": round(time.perf_counter() - began, 3),
+    }
+    keep(run, RANK_FILE, result)
+    return {"run": str(run.path)} | result
+
+
+def rank_bound(head: Head) -> int | None:
+    """The highest rank that the log-probabilities of a head can have; None if there is no such bound.
+
+    log p = context @ weight.T + 1 bias.T - normaliser 1.T: D from the product, one each from bias and normaliser. A
+    mixture of contexts has one softmax too.
+    """
+    if isinstance(head, MixtureOfSoftmaxes) and head.num_components > 1:
+        return None
+    return head.context_features + (1 if head.bias is None else 2)
+
+
+def log_prob_matrix(
+    model: LanguageModel,
+    tokens: NDArray[np.int32],
+    positions: NDArray[np.int64],
+    *,
+    what: str = "text",
+    display: Display = SILENT,
+) -> Tensor:
+    """Log-probabilities (N, V) in float64 after the tokens at ``positions`` (ascending): the head is evaluated in
+    float64, from the hidden states on, so that its rank is not buried in the noise of a shorter type."""
+    head = copy.deepcopy(model.head).double().eval()
+    matrix_NV = torch.empty(
+        len(positions), model.vocab_size, dtype=torch.float64, device=next(model.parameters()).device
+    )
+    done = 0
+    for segment, hidden_TH in hidden_states(model, tokens, what):
+        last = int(np.searchsorted(positions, segment.start + len(hidden_TH)))
+        chosen = torch.from_numpy(positions[done:last] - segment.start).to(hidden_TH.device)
+        if last > done:
+            matrix_NV[done:last] = head.log_prob(hidden_TH[chosen].double())
+        done = last
+        display.progress(f"{what}: log-probabilities", done, len(positions), unit="contexts")
+        if done == len(positions):
+            break
+    assert done == len(positions)
+    return matrix_NV
