@@ -40,7 +40,7 @@ def main() -> int:
             return launch(sys.argv, workers)
     with machine(device) as where, interruptible(where) as ending, at_work(Path(arguments.save), where.workers):
         run = where.workers.first(lambda: open_run(arguments, config))
-        corpus = corpus_of(run, arguments.data)
+        corpus = corpus_of(run, arguments.data, display=where.display)
         finetune(run, corpus, where, resume=arguments.continue_train)
         print_perplexities(run, corpus, "finetune", where)
     if ending.exit_code and where.workers.is_first:

@@ -43,8 +43,8 @@ def main() -> int:
     workers = workers_for(config, gpus(arguments))
     if workers > 1 and not launched():
         return launch(sys.argv, workers)
-    corpus = corpus_for(config, check_data(arguments.data))
     with machine(device) as where, interruptible(where) as ending:
+        corpus = corpus_for(config, check_data(arguments.data), display=where.display)
         run = where.workers.first(lambda: open_run(arguments, config, corpus, where.workers.count))
         train(run, corpus, where, resume=arguments.continue_train)
         print_perplexities(run, corpus, "train", where)

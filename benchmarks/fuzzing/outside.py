@@ -23,6 +23,16 @@ __all__ = ["archives", "imports"]
 SPLITS = ("train", "valid", "test")
 
 
+class Told:
+    """A display that passes on what it is told to say."""
+
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self.message = notice
+
+    def progress(self, *said: object, **more: object) -> None:
+        return None
+
+
 def imports(work: Path) -> Iterator[Target]:
     model = TextbookModel(vocab_size=12, emsize=4, nhid=6, nhidlast=5, nlayers=2, n_experts=3)
     state = dict(model.state_dict())
@@ -98,7 +108,7 @@ def archives(work: Path, text: Path) -> Iterator[Target]:
         def read(copy: Path, notice: Callable[[str], None], entry: CatalogEntry = entry) -> str:
             target = copy / "out" / "toy"
             try:
-                download.get_corpus(entry, target, cache=copy / "cache", notice=notice)
+                download.get_corpus(entry, target, cache=copy / "cache", display=Told(notice))
                 return digest({path.name: path.read_bytes() for path in target.iterdir()})
             finally:
                 found = {path.name for path in copy.iterdir()} | {path.name for path in (copy / "out").glob("*")}

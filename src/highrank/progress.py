@@ -7,10 +7,10 @@ __all__ = ["SILENT", "Display"]
 
 class Display(Protocol):
     def progress(
-        self, task: str, done: int, total: int, loss_nats: float | None = None, *, unit: str = "tokens"
+        self, task: str, done: int, total: int | None, loss_nats: float | None = None, *, unit: str = "tokens"
     ) -> None:
         """``done`` of ``total`` units of ``task`` are done, at this mean loss lately if there is one. To be called
-        often."""
+        often. ``total`` None: not known. Bytes are shown as megabytes."""
 
     def message(self, text: str) -> None:
         """Something worth keeping on the screen."""
@@ -19,7 +19,7 @@ class Display(Protocol):
 @final
 class _Silent:
     def progress(
-        self, task: str, done: int, total: int, loss_nats: float | None = None, *, unit: str = "tokens"
+        self, task: str, done: int, total: int | None, loss_nats: float | None = None, *, unit: str = "tokens"
     ) -> None:
         return None
 

@@ -7,10 +7,12 @@ from typing import Any
 
 from highrank.errors import UserError
 
-__all__ = ["JSON_LIMIT_BYTES", "file_size", "read_bytes", "read_json"]
+__all__ = ["JSON_LIMIT_BYTES", "check_safetensors_header", "file_size", "read_bytes", "read_json"]
 
 # A byte of JSON can cost twenty of memory. What highrank writes takes kilobytes.
 JSON_LIMIT_BYTES = 2 << 20
+# Of a safetensors file: names, types and shapes. Ours take some kilobytes, and a byte of it can cost twenty of memory.
+HEADER_LIMIT_BYTES = 1 << 20
 
 
 def file_size(path: Path) -> int:
@@ -52,3 +54,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: damaged, expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def check_safetensors_header(path: Path) -> None:
+    """The length that the header claims, before a parser makes room for it. Raises UserError if it cannot be."""
+    size = file_size(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if not 0 < length <= min(size - 8, HEADER_LIMIT_BYTES):
+        raise UserError(
+            f"{path}: damaged or not a safetensors file (a header of {length:,} bytes in a file of {size:,}; "
+            f"the limit is {HEADER_LIMIT_BYTES:,})"
+        )

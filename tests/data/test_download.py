@@ -110,10 +110,20 @@ class Place:
     target: Path
     cache: Path
     notices: list[str] = field(default_factory=list)
+    shown: list[tuple[str, int, int | None]] = field(default_factory=list)
+
+    def message(self, text: str) -> None:
+        self.notices.append(text)
+
+    def progress(
+        self, task: str, done: int, total: int | None, loss_nats: float | None = None, *, unit: str = "tokens"
+    ) -> None:
+        assert unit == "bytes"
+        self.shown.append((task, done, total))
 
     def get(self, *mirrors: Mirror, splits: dict[str, Split] = SPLITS) -> Path:
         entry = CatalogEntry("toy", "a toy", "none", 6, splits, mirrors)
-        return get_corpus(entry, self.target, cache=self.cache, notice=self.notices.append)
+        return get_corpus(entry, self.target, cache=self.cache, display=self)
 
     def holds_the_corpus(self) -> bool:
         held = {path.name: path.read_bytes() for path in self.target.iterdir()}
@@ -173,6 +183,16 @@ def test_three_plain_files(server: Server, place: Place) -> None:
     assert place.holds_the_corpus()
     assert place.leftovers() == []
     assert any("fetching" in notice for notice in place.notices)
+
+
+def test_the_display_follows_each_file(server: Server, place: Place) -> None:
+    mirror = plain(server)
+    server.files["/plain/test.txt"].chunked = True  # its length is not said
+    place.get(mirror)
+    last = {task: (done, total) for task, done, total in place.shown}
+    assert list(last) == [f"fetching {split}.txt" for split in TEXTS]
+    sizes = {split: len(content) for split, content in TEXTS.items()}
+    assert list(last.values()) == [(size, None if split == "test" else size) for split, size in sizes.items()]
 
 
 def test_a_corpus_that_is_there_is_not_fetched_again(server: Server, place: Place) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from highrank.cli.output import add_json_option, notice, print_result
+from highrank.cli.output import add_json_option, print_result
 
 __all__ = ["add_parser", "run"]
 
@@ -57,20 +57,25 @@ def _list(arguments: argparse.Namespace) -> int:
 def _get(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from highrank.cli.display import ConsoleDisplay
     from highrank.data.catalog import catalog_entry
     from highrank.data.download import get_corpus
 
     entry = catalog_entry(arguments.name)
-    folder = get_corpus(entry, Path(arguments.out).expanduser() if arguments.out else None, notice=notice)
+    with ConsoleDisplay() as display:
+        folder = get_corpus(entry, Path(arguments.out).expanduser() if arguments.out else None, display=display)
     print_result({"name": entry.name, "folder": str(folder)}, [str(folder)], as_json=arguments.json)
     return 0
 
 
 def _info(arguments: argparse.Namespace) -> int:
+    from highrank.cli.display import ConsoleDisplay
     from highrank.data.catalog import CATALOG, find_corpus, folder_problem
     from highrank.data.corpus import corpus_statistics, load_corpus
 
-    corpus = load_corpus(find_corpus(arguments.name, arguments.data), name=arguments.name)
+    with ConsoleDisplay() as display:
+        folder = find_corpus(arguments.name, arguments.data, display=display)
+        corpus = load_corpus(folder, name=arguments.name, display=display)
     statistics = corpus_statistics(corpus)
     entry = CATALOG.get(arguments.name)
     problem = None if entry is None else folder_problem(entry, corpus.folder)

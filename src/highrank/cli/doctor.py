@@ -33,9 +33,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from highrank.cli.display import ConsoleDisplay
     from highrank.runs.doctor import examine
 
-    diagnosis = examine(arguments.folder)
+    with ConsoleDisplay() as display:
+        diagnosis = examine(arguments.folder, display=display)
     wrong = len(diagnosis.wrong)
     result = {
         "run": str(diagnosis.run),

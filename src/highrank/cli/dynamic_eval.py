@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     splits = ("valid", "test") if arguments.search else (arguments.split,)
     with machine(arguments) as where:
         run_folder = where.workers.first(lambda: RunFolder.open(arguments.folder))
-        corpus = corpus_of(run_folder, arguments.data)
+        corpus = corpus_of(run_folder, arguments.data, display=where.display)
         settings = dynamic_settings(
             run_folder,
             lamb=arguments.lamb,

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     with machine(arguments) as where:
         run_folder = where.workers.first(lambda: RunFolder.open(arguments.folder))
-        corpus = corpus_of(run_folder, arguments.data)
+        corpus = corpus_of(run_folder, arguments.data, display=where.display)
         result = evaluate_run(
             run_folder,
             corpus,

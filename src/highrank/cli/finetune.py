@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         run_folder = where.workers.first(
             lambda: set_later_settings(RunFolder.open(arguments.folder), arguments.overrides)
         )
-        corpus = corpus_of(run_folder, arguments.data)
+        corpus = corpus_of(run_folder, arguments.data, display=where.display)
         figures = finetune(run_folder, corpus, where, resume=arguments.resume)
     if ending.exit_code or not where.workers.is_first:
         return ending.exit_code

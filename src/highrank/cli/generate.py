@@ -34,21 +34,24 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from highrank.cli.display import ConsoleDisplay
     from highrank.evaluate import Sampling, generate_text
     from highrank.runs import choose_device, load
 
     model, vocabulary = load(arguments.folder, stage=arguments.stage, device=choose_device(arguments.device))
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     started = time.perf_counter()
-    text = generate_text(
-        model,
-        vocabulary,
-        arguments.prompt,
-        arguments.words,
-        sampling=sampling,
-        seed=arguments.seed,
-        allow_unknown=not arguments.no_unk,
-    )
+    with ConsoleDisplay() as display:
+        text = generate_text(
+            model,
+            vocabulary,
+            arguments.prompt,
+            arguments.words,
+            sampling=sampling,
+            seed=arguments.seed,
+            allow_unknown=not arguments.no_unk,
+            display=display,
+        )
     elapsed_s = time.perf_counter() - started
     rate = arguments.words / elapsed_s
     result = {

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import highrank.cli.environment  # noqa: F401 - before anything loads PyTorch
 from highrank import __version__
 from highrank.cli import (
+    compare,
     components,
     data,
     doctor,
@@ -17,6 +18,7 @@ from highrank.cli import (
     import_model,
     rank,
     run,
+    runs,
     train,
 )
 from highrank.cli.launch import launch, launched, leave, report, restarted
@@ -24,7 +26,21 @@ from highrank.errors import UserError
 
 __all__ = ["main"]
 
-COMMANDS = (data, train, finetune, evaluate, dynamic_eval, rank, components, generate, run, import_model, doctor)
+COMMANDS = (
+    data,
+    train,
+    finetune,
+    evaluate,
+    dynamic_eval,
+    rank,
+    components,
+    generate,
+    run,
+    import_model,
+    runs,
+    compare,
+    doctor,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -48,9 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     from highrank.train import corpus_for, finetune, open_or_create, train
 
     config, out = read_recipe(arguments)
-    corpus = corpus_for(config, arguments.data)
     with machine(arguments) as where, interruptible(where) as ending, ExitStack() as held:
         workers = where.workers
+        corpus = corpus_for(config, arguments.data, display=where.display)
         folder = workers.first(
             lambda: open_or_create(
                 out,

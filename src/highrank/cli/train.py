@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     from highrank.cli.stage import interruptible, machine
     from highrank.train import corpus_for, open_or_create, train
 
-    corpus = corpus_for(config, arguments.data)
     with machine(arguments) as where:
+        corpus = corpus_for(config, arguments.data, display=where.display)
         run_folder = where.workers.first(
             lambda: open_or_create(
                 out,
@@ -82,10 +82,12 @@ def best_lines(what: str, figures: dict[str, Any]) -> Iterator[str]:
 def _dry_run(config: "Config", arguments: argparse.Namespace) -> int:
     import msgspec
 
+    from highrank.cli.display import ConsoleDisplay
     from highrank.runs import estimate, to_toml
     from highrank.train import corpus_for
 
-    corpus: Corpus = corpus_for(config, arguments.data)
+    with ConsoleDisplay() as display:
+        corpus: Corpus = corpus_for(config, arguments.data, display=display)
     cost = estimate(config, corpus)
     memory = cost["memory_bytes"]
     lines = [

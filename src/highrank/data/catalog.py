@@ -10,6 +10,7 @@ import platformdirs
 
 from highrank.data.encoding import count_tokens
 from highrank.errors import UserError
+from highrank.progress import SILENT, Display
 
 __all__ = [
     "CATALOG",
@@ -204,7 +205,7 @@ def _places(name: str) -> list[Path]:
     return [*([Path(own).expanduser() / name] if own else []), store_folder() / name]
 
 
-def find_corpus(name: str, data: str | Path | None = None) -> Path:
+def find_corpus(name: str, data: str | Path | None = None, *, display: Display = SILENT) -> Path:
     """The folder that holds the corpus ``name``: the first of
 
     ``data`` if given (the folder with train.txt, valid.txt and test.txt); ``$HIGHRANK_DATA/<name>``; the user's own
@@ -225,7 +226,7 @@ def find_corpus(name: str, data: str | Path | None = None) -> Path:
     if name == "kjv":
         from highrank.data.kjv import build_kjv  # only here: it imports more than a look-up needs
 
-        return build_kjv(store_folder() / name)
+        return build_kjv(store_folder() / name, display=display)
     fetch = f"run `highrank data get {name}`, or " if name in CATALOG else ""
     raise UserError(
         f"the corpus {name!r} was not found: {fetch}put train.txt, valid.txt and test.txt into {_places(name)[0]}, "

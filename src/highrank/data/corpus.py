@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from highrank.data.encoding import encode_folder
 from highrank.data.vocabulary import UNKNOWN, Vocabulary
 from highrank.errors import UserError
+from highrank.progress import SILENT, Display
 
 __all__ = ["Corpus", "corpus_statistics", "load_corpus"]
 
@@ -31,7 +32,9 @@ class Corpus:
     sha256: Mapping[str, str]
 
 
-def load_corpus(folder: str | Path, *, name: str | None = None, cache: str | Path | None = None) -> Corpus:
+def load_corpus(
+    folder: str | Path, *, name: str | None = None, cache: str | Path | None = None, display: Display = SILENT
+) -> Corpus:
     """Load the corpus in ``folder``: train.txt, valid.txt and test.txt, UTF-8.
 
     Lines are split on white space, ``<eos>`` follows every line, and the vocabulary is in order of first appearance
@@ -46,7 +49,7 @@ def load_corpus(folder: str | Path, *, name: str | None = None, cache: str | Pat
     if not folder.is_dir():
         found = "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"the corpus folder {folder} {found}: it should hold train.txt, valid.txt and test.txt")
-    encoded = encode_folder(folder, None if cache is None else Path(cache))
+    encoded = encode_folder(folder, None if cache is None else Path(cache), display=display)
     return Corpus(name or folder.resolve().name, folder, encoded.vocabulary, encoded.tokens, encoded.sha256)
 
 

@@ -6,13 +6,12 @@ import hashlib
 import os
 import shutil
 import socket
-import sys
 import tarfile
 import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 from urllib.parse import unquote, urljoin, urlsplit
@@ -25,10 +24,9 @@ from highrank.data.encoding import cache_folder
 from highrank.data.kjv import build_kjv
 from highrank.errors import UserError, one_line
 from highrank.files import install_folder, temporary_folder
+from highrank.progress import SILENT, Display
 
 __all__ = ["get_corpus"]
-
-Notice = Callable[[str], None]
 
 CONNECT_S = 4.0
 READ_S = 20.0
@@ -58,12 +56,12 @@ class MirrorError(Exception):
 
 
 def get_corpus(
-    entry: CatalogEntry, target: Path | None = None, *, cache: Path | None = None, notice: Notice = lambda message: None
+    entry: CatalogEntry, target: Path | None = None, *, cache: Path | None = None, display: Display = SILENT
 ) -> Path:
     """Put the corpus ``entry`` into the folder ``target`` (default: its place in the user's own store); return it.
 
     The folder appears whole or not at all. If it holds the corpus already nothing is fetched. An interrupted download
-    goes on where it stopped at the next call. ``notice`` is told, a line each, what is fetched and which mirrors fail.
+    goes on where it stopped at the next call. ``display`` is told what is fetched and which mirrors fail.
 
     Raises UserError, one line: the folder holds something else, no network, or no mirror that serves the corpus.
     """
@@ -71,18 +69,18 @@ def get_corpus(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         problem = folder_problem(entry, target)
         if problem is None:
-            notice(f"{entry.name} is already in {target}")
+            display.message(f"{entry.name} is already in {target}")
             return target
         raise UserError(
             f"{target} is not empty and does not hold {entry.name} as published ({problem}): "
             "move it away, or give another folder with --out"
         )
     if not entry.mirrors:
-        return build_kjv(target)
+        return build_kjv(target, display=display)
     downloads = (cache or cache_folder()) / "downloads" / entry.name
     try:
         downloads.mkdir(parents=True, exist_ok=True)
-        _from_mirrors(entry, target, downloads, notice)
+        _from_mirrors(entry, target, downloads, display)
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or target} ({error.strerror or error}): "
@@ -91,7 +89,7 @@ def get_corpus(
     return target
 
 
-def _from_mirrors(entry: CatalogEntry, target: Path, downloads: Path, notice: Notice) -> None:
+def _from_mirrors(entry: CatalogEntry, target: Path, downloads: Path, display: Display) -> None:
     by_hand = (
         f"get train.txt, valid.txt and test.txt by other means and put them into {target}, or pass their folder as "
         "--data DIR"
@@ -105,19 +103,19 @@ def _from_mirrors(entry: CatalogEntry, target: Path, downloads: Path, notice: No
         try:
             if not all(file.url in reachable for file in mirror.files):
                 raise MirrorError("cannot be reached")
-            _from_mirror(entry, mirror, target, downloads, notice)
+            _from_mirror(entry, mirror, target, downloads, display)
             return
         except MirrorError as error:
             problems.append(one_line(f"{mirror.name} {error}"))  # some of it is the server's own words
-            notice(f"mirror skipped: {problems[-1]}")
+            display.message(f"mirror skipped: {problems[-1]}")
     raise UserError(f"no mirror serves {entry.name} ({'; '.join(problems)}); {by_hand}")
 
 
-def _from_mirror(entry: CatalogEntry, mirror: Mirror, target: Path, downloads: Path, notice: Notice) -> None:
+def _from_mirror(entry: CatalogEntry, mirror: Mirror, target: Path, downloads: Path, display: Display) -> None:
     with temporary_folder(target.parent) as temporary:
         fetched = []
         for file in mirror.files:
-            fetched.append(_fetch(file, downloads, notice))
+            fetched.append(_fetch(file, downloads, display))
             _unpack(fetched[-1], file, temporary)
         problem = folder_problem(entry, temporary)
         for path in fetched:  # used, or of no use
@@ -127,10 +125,10 @@ def _from_mirror(entry: CatalogEntry, mirror: Mirror, target: Path, downloads: P
         if not install_folder(temporary, target) and folder_problem(entry, target) is not None:
             raise UserError(f"{target} was filled with something else while {entry.name} was being fetched")
     shutil.rmtree(downloads, ignore_errors=True)  # beginnings from other mirrors
-    notice(f"{entry.name} is in {target}")
+    display.message(f"{entry.name} is in {target}")
 
 
-def _fetch(file: RemoteFile, downloads: Path, notice: Notice) -> Path:
+def _fetch(file: RemoteFile, downloads: Path, display: Display) -> Path:
     """The file, verified, in the folder of downloads. Raises MirrorError if it cannot be had."""
     # The address is part of the name, so that one mirror's beginning is never continued with another's rest.
     own_name = PurePosixPath(unquote(urlsplit(file.url).path)).name
@@ -140,7 +138,7 @@ def _fetch(file: RemoteFile, downloads: Path, notice: Notice) -> Path:
         path=downloads, base_url="", registry={name: file.checksum}, urls={name: file.url}, retry_if_failed=RETRIES
     )
     try:
-        return Path(fetcher.fetch(name, downloader=ResumingDownloader(file, downloads / f"{name}.part", notice)))
+        return Path(fetcher.fetch(name, downloader=ResumingDownloader(file, downloads / f"{name}.part", display)))
     except requests.RequestException as error:
         raise MirrorError(f"failed: {_short(error)}") from error
     except ValueError as error:
@@ -155,11 +153,11 @@ class ResumingDownloader:
     attempt cannot help, and requests.RequestException where it may.
     """
 
-    def __init__(self, file: RemoteFile, part: Path, notice: Notice) -> None:
+    def __init__(self, file: RemoteFile, part: Path, display: Display) -> None:
         self.file = file
         self.part = part
         self.validator = part.with_name(part.name + ".validator")
-        self.notice = notice
+        self.display = display
         self.whole = False  # an attempt has brought the whole file, from its first byte
 
     def __call__(self, url: str, output_file: str, _pooch: object) -> None:
@@ -190,7 +188,7 @@ class ResumingDownloader:
         if response.status_code == 206 and offset:
             start, same = f"bytes {offset}-", _validator(response) in ("", self.validator.read_text())
             if response.headers.get("Content-Range", "").startswith(start) and same:
-                self.notice(f"going on at byte {offset} of {self.file.url}")
+                self.display.message(f"going on at byte {offset} of {self.file.url}")
                 return offset
         if response.status_code in (206, 416):
             self._forget()
@@ -202,21 +200,22 @@ class ResumingDownloader:
         self._forget()
         if validator := _validator(response):
             self.validator.write_text(validator)
-        self.notice(f"fetching {self.file.url}")
+        self.display.message(f"fetching {self.file.url}")
         return 0
 
     def _receive(self, response: requests.Response, offset: int) -> None:
         length = response.headers.get("Content-Length", "")
         total = offset + int(length) if length.isdecimal() else None
         done = offset
-        with self.part.open("ab" if offset else "wb") as part, _progress(self.part.name, total) as show:
+        task = f"fetching {self.part.name.split('-', 1)[-1].removesuffix('.part')}"
+        with self.part.open("ab" if offset else "wb") as part:
             for chunk in response.iter_content(CHUNK_BYTES):
                 done += len(chunk)
                 if max(done, total or 0) > self.file.limit_bytes:
                     self._forget()
                     raise MirrorError(f"sends more than {self.file.limit_bytes} bytes")
                 part.write(chunk)
-                show(done)
+                self.display.progress(task, done, total, unit="bytes")
         if total is not None and done != total:
             raise requests.ConnectionError(f"the connection ended after {done} of {total} bytes")
 
@@ -248,20 +247,6 @@ def _validator(response: requests.Response) -> str:
     """What tells one version of a file on a server from another; "" if the server says nothing that is certain."""
     tag = response.headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
-
-
-@contextlib.contextmanager
-def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    if not sys.stderr.isatty():
-        yield lambda done: None  # the notices are enough for a log
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(name.split("-", 1)[-1].removesuffix(".part"), total=total)
-        yield lambda done: progress.update(task, completed=done)
 
 
 def _unpack(path: Path, file: RemoteFile, target: Path) -> None:

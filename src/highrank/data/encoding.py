@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from highrank.data.vocabulary import END_OF_LINE, Vocabulary
 from highrank.errors import UserError
 from highrank.files import file_sha256, install_folder, temporary_folder, write_bytes
+from highrank.progress import SILENT, Display
 from highrank.reading import file_size, read_json
 
 __all__ = ["SPLITS", "Encoded", "cache_folder", "count_tokens", "encode_folder"]
@@ -51,13 +52,27 @@ class Encoded:
     sha256: Mapping[str, str]
 
 
+@dataclass
+class _Reading:
+    """How much of ``total`` bytes of text has been read."""
+
+    task: str
+    total: int
+    display: Display
+    done: int = 0
+
+    def add(self, count: int) -> None:
+        self.done += count
+        self.display.progress(self.task, self.done, self.total, unit="bytes")
+
+
 def cache_folder() -> Path:
     """Where everything that can be made again is kept: ``$HIGHRANK_CACHE``, or the system's place for caches."""
     chosen = os.environ.get("HIGHRANK_CACHE")
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("highrank"))
 
 
-def encode_folder(folder: Path, cache: Path | None = None) -> Encoded:
+def encode_folder(folder: Path, cache: Path | None = None, *, display: Display = SILENT) -> Encoded:
     """The three files of ``folder`` as numbers, from the cache if this very text was encoded before.
 
     Raises UserError, one line: a file missing, empty, unreadable or not UTF-8; a cache that cannot be written.
@@ -66,11 +81,15 @@ def encode_folder(folder: Path, cache: Path | None = None) -> Encoded:
     seen = cache / "seen" / (hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32] + ".json")
     looked_ns = time.time_ns()
     signatures = {split: _signature(_split_file(folder, split)) for split in SPLITS}
-    digests = _remembered(seen, signatures) or {split: _digest(_split_file(folder, split)) for split in SPLITS}
+    size = sum(signature[0] for signature in signatures.values())
+    digests = _remembered(seen, signatures)
+    if digests is None:
+        looking = _Reading(f"looking at {folder.name}", size, display)
+        digests = {split: _digest(_split_file(folder, split), looking) for split in SPLITS}
     encoded = _read_entry(_entry(cache, digests), digests)
     if encoded is None:
         try:
-            encoded = _build_entry(folder, cache)
+            encoded = _build_entry(folder, cache, _Reading(f"encoding {folder.name}", size, display))
         except OSError as error:
             raise UserError(
                 f"cannot write the cache folder {cache} ({error.strerror or error}): "
@@ -83,7 +102,7 @@ def encode_folder(folder: Path, cache: Path | None = None) -> Encoded:
 
 def count_tokens(path: Path) -> int:
     """How many tokens the text rule gives for a file. Raises UserError if it cannot be read or is not UTF-8."""
-    return sum(len(words) for words in _words(path, hashlib.sha256()))
+    return sum(len(words) for words in _words(path, hashlib.sha256(), _Reading(path.name, 0, SILENT)))
 
 
 def _split_file(folder: Path, split: str) -> Path:
@@ -105,30 +124,31 @@ def _signature(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, reading: _Reading) -> str:
     sha256 = hashlib.sha256()
-    for block in _blocks(path):
+    for block in _blocks(path, reading):
         sha256.update(block)
     return sha256.hexdigest()
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
+def _blocks(path: Path, reading: _Reading) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             while block := file.read(BLOCK_BYTES):
                 yield block
+                reading.add(len(block))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _words(path: Path, sha256: "hashlib._Hash") -> Iterator[list[str]]:
+def _words(path: Path, sha256: "hashlib._Hash", reading: _Reading) -> Iterator[list[str]]:
     """The tokens of a file, one list for each block, in bounded memory even if it is all one line; feeds ``sha256``."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()  # a mark of byte order is no part of the first word
     rest = ""  # what follows the last place where a word surely ends
     line_open = False
     lines = 0
     read_bytes = 0
-    for block in _blocks(path):
+    for block in _blocks(path, reading):
         sha256.update(block)
         read_bytes += len(block)
         try:
@@ -156,12 +176,12 @@ def _entry(cache: Path, digests: Mapping[str, str]) -> Path:
     return cache / "encoded" / hashlib.sha256(content.encode()).hexdigest()
 
 
-def _build_entry(folder: Path, cache: Path) -> Encoded:
+def _build_entry(folder: Path, cache: Path, reading: _Reading) -> Encoded:
     """Encode the text as it is now into the cache. If another process was faster, its result is taken."""
     parent = cache / "encoded"
     with temporary_folder(parent) as temporary:
         # The hashes are of the very bytes that were encoded, even if a file changes meanwhile.
-        digests = _write_entry(folder, temporary)
+        digests = _write_entry(folder, temporary, reading)
         entry = _entry(cache, digests)
         while not install_folder(temporary, entry):
             winner = _read_entry(entry, digests)
@@ -175,7 +195,7 @@ def _build_entry(folder: Path, cache: Path) -> Encoded:
     return encoded
 
 
-def _write_entry(folder: Path, target: Path) -> dict[str, str]:
+def _write_entry(folder: Path, target: Path, reading: _Reading) -> dict[str, str]:
     index: defaultdict[str, int] = defaultdict()
     index.default_factory = index.__len__  # a new word gets the next number
     digests, counts = {}, {}
@@ -184,7 +204,7 @@ def _write_entry(folder: Path, target: Path) -> dict[str, str]:
         with (target / f"{split}.npy").open("wb") as file:
             file.write(_array_header(0))
             count = 0
-            for words in _words(_split_file(folder, split), sha256):
+            for words in _words(_split_file(folder, split), sha256, reading):
                 file.write(np.fromiter(map(index.__getitem__, words), TOKEN_TYPE, len(words)).tobytes())
                 count += len(words)
             file.seek(0)

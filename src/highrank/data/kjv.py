@@ -19,10 +19,12 @@ from pathlib import Path
 from highrank.data.vocabulary import UNKNOWN
 from highrank.errors import UserError
 from highrank.files import install_folder, temporary_folder
+from highrank.progress import SILENT, Display
 
 __all__ = ["build_kjv"]
 
 VOCABULARY_SIZE = 10_000
+CHAPTERS = 1_189
 CHAPTERS_IN_RUN = 4
 RUNS_IN_ROUND = 20
 VALID_RUN, TEST_RUN = 9, 19
@@ -31,7 +33,7 @@ TOKEN = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
 CLEANED = str.maketrans({"[": None, "]": None, "¶": None, "’": "'"})
 
 
-def build_kjv(target: Path) -> Path:
+def build_kjv(target: Path, *, display: Display = SILENT) -> Path:
     """Write train.txt, valid.txt and test.txt into the new folder ``target`` and return it.
 
     Takes a few seconds. A ``target`` that another process finishes first is taken as it is.
@@ -39,6 +41,7 @@ def build_kjv(target: Path) -> Path:
     """
     splits: dict[str, list[list[str]]] = {"train": [], "valid": [], "test": []}
     for number, verses in enumerate(_chapters()):
+        display.progress("building kjv", number + 1, CHAPTERS, unit="chapters")
         run = number // CHAPTERS_IN_RUN % RUNS_IN_ROUND
         splits["valid" if run == VALID_RUN else "test" if run == TEST_RUN else "train"].extend(verses)
     counts = Counter(word for verse in splits["train"] for word in verse)

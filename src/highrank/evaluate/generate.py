@@ -11,6 +11,7 @@ from highrank.data import Vocabulary
 from highrank.data.vocabulary import END_OF_LINE, UNKNOWN
 from highrank.errors import UserError
 from highrank.models import LanguageModel, detached
+from highrank.progress import SILENT, Display
 from highrank.random import torch_generator
 
 __all__ = ["Sampling", "generate", "generate_text", "restricted_log_prob"]
@@ -69,13 +70,17 @@ def generate_text(
     sampling: Sampling = PLAIN,
     seed: int = 0,
     allow_unknown: bool = True,
+    display: Display = SILENT,
 ) -> str:
     """``words`` words that follow ``prompt``, as text: ``<eos>`` becomes a line's end. Starts a line if no prompt."""
     start = vocabulary.encode(prompt.split() or [END_OF_LINE])
     unknown = vocabulary.index.get(UNKNOWN)
     banned = [] if allow_unknown or unknown is None else [unknown]
     numbers = generate(model, start, words, sampling=sampling, seed=seed, banned=banned)
-    drawn = [vocabulary.words[number] for number in numbers]
+    drawn = []
+    for number in numbers:
+        drawn.append(vocabulary.words[number])
+        display.progress("generating", len(drawn), words, unit="words")
     return " ".join("\n" if word == END_OF_LINE else word for word in drawn).replace("\n ", "\n").replace(" \n", "\n")
 
 

@@ -14,7 +14,7 @@ from msgspec import Meta
 from highrank.errors import UserError
 from highrank.reading import read_bytes
 
-__all__ = ["Config", "nearest_spelling", "parse_config", "read_config", "to_toml"]
+__all__ = ["Config", "nearest_spelling", "parse_config", "read_config", "read_whole_config", "to_toml"]
 
 # The upper ends keep sizes computed from them within 64 bits, and leave room for anything that a machine can hold.
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -162,6 +162,29 @@ def parse_config(values: Mapping[str, Any], *, source: str, overrides: Iterable[
 
 
 def read_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
+    return parse_config(_read_toml(path), source=str(path), overrides=overrides)
+
+
+def read_whole_config(path: Path) -> Config:
+    """The configuration of a run, in which all settings are written. Raises UserError where some are missing.
+
+    Such a file was cut short, and defaults would take the place of what it said.
+    """
+    values = _read_toml(path)
+    config = parse_config(values, source=str(path))
+    missing = [
+        f"{section}.{key}"
+        for section, settings in msgspec.to_builtins(config).items()
+        for key in settings
+        if key not in values.get(section, {})
+    ]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{path}: cut short, or of another version: {missing[0]}{more} missing")
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     content = read_bytes(path, TOML_LIMIT_BYTES)
     try:
         values = _from_toml(content.decode())
@@ -170,7 +193,7 @@ def read_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
     except RecursionError as error:
         raise UserError(f"{path}: not valid TOML: nested too deeply") from error
     values.pop("promise", None)  # a recipe's words about cost and result are for people
-    return parse_config(values, source=str(path), overrides=overrides)
+    return values
 
 
 def to_toml(config: Config) -> str:

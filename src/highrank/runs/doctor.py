@@ -3,14 +3,12 @@
 import json
 import re
 import shlex
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -19,11 +17,13 @@ from highrank.data import Vocabulary, load_corpus
 from highrank.data.catalog import present_folder
 from highrank.errors import UserError
 from highrank.files import file_sha256, leftovers
+from highrank.progress import SILENT, Display
 from highrank.runs.build import build_model
 from highrank.runs.checkpoint import checkpoint_folders, load_checkpoint
-from highrank.runs.config import Config, read_config
-from highrank.runs.folder import STAGES, RunFolder
+from highrank.runs.config import Config, read_whole_config
+from highrank.runs.folder import RunFolder
 from highrank.runs.lock import holder, is_held
+from highrank.runs.records import STAGES
 from highrank.runs.tensors import read_tensors
 
 __all__ = ["Ability", "Diagnosis", "Finding", "examine"]
@@ -72,16 +72,16 @@ class _Stage:
     positions: list[Mapping[str, Any]] = field(default_factory=list)  # newest first
 
 
-def examine(run: Path) -> Diagnosis:
+def examine(run: Path, *, display: Display = SILENT) -> Diagnosis:
     """Read everything in the run folder ``run`` and say what is wrong with it. Raises UserError if it is none."""
     if not any((run / name).is_file() for name in ("config.toml", "run.json", "vocabulary.txt")):
         raise UserError(f"{run}: not a run folder (expected config.toml, run.json and vocabulary.txt in it)")
-    return _Examination(run).diagnosis()
+    return _Examination(run, display).diagnosis()
 
 
 class _Examination:
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, run: Path, display: Display) -> None:
+        self.run, self.display = run, display
         self.findings: list[Finding] = []
 
     def diagnosis(self) -> Diagnosis:
@@ -110,6 +110,7 @@ class _Examination:
 
     def attempt(self, place: str, read: Callable[[], tuple[Found, str]]) -> Found | None:
         """What ``read`` returns, noted with its description; None, noted as wrong, where it raises UserError."""
+        self.display.progress(f"examining {place}", len(self.findings), None, unit="findings")
         try:
             found, text = read()
         except (UserError, OSError) as error:
@@ -120,19 +121,7 @@ class _Examination:
         return found
 
     def read_config(self) -> tuple[Config, str]:
-        path = self.run / "config.toml"
-        config = read_config(path)
-        written = tomllib.loads(path.read_text(encoding="utf-8"))
-        # All settings are written: where some are missing the file was cut short, and defaults would take their place.
-        missing = [
-            f"{section}.{key}"
-            for section, settings in msgspec.to_builtins(config).items()
-            for key in settings
-            if key not in written.get(section, {})
-        ]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise UserError(f"{path}: cut short, or of another version: {missing[0]}{more} missing")
+        config = read_whole_config(self.run / "config.toml")
         return config, f"{config.model.head}, corpus {config.data.corpus}"
 
     def read_facts(self) -> tuple[dict[str, Any], str]:
@@ -165,7 +154,7 @@ class _Examination:
         folder = Path(known) if known is not None and Path(known).is_dir() else present_folder(name)
         if folder is None:
             raise UserError(f"{known or name}: not there any more; give the commands its new place with --data")
-        RunFolder.open(self.run).check_corpus(load_corpus(folder, name=name))
+        RunFolder.open(self.run).check_corpus(load_corpus(folder, name=name, display=self.display))
         return folder, f"{folder}: the text of the run"
 
     def check_stage(self, stage: str, shapes: Shapes | None) -> _Stage:

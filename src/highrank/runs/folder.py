@@ -14,9 +14,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -25,42 +24,15 @@ from highrank.data import Corpus, Vocabulary, is_published
 from highrank.errors import UserError
 from highrank.files import append_line, explained, new_file, new_folder, remove_leftovers, write_text
 from highrank.models import LanguageModel
-from highrank.reading import file_size, read_json
 from highrank.runs.build import build_model
 from highrank.runs.config import Config, read_config, to_toml
 from highrank.runs.lock import writing
+from highrank.runs.records import STAGES, best_model_path, read_facts, read_metrics, read_results
 from highrank.runs.tensors import put_model_tensors, read_tensors, write_tensors
 from highrank.runs.verify import written_differently
 from highrank.workers import ALONE, Workers
 
-__all__ = ["STAGES", "RunFolder", "TrainedModel", "load"]
-
-STAGES = ("train", "finetune")
-LONGEST_RECORD_BYTES = 1 << 16
-
-
-class CorpusFacts(msgspec.Struct):
-    """What is read again of the corpus in run.json."""
-
-    folder: str | None = None
-    sha256: dict[Literal["train", "valid", "test"], str] = {}
-
-
-class Facts(msgspec.Struct):
-    corpus: CorpusFacts = msgspec.field(default_factory=CorpusFacts)
-
-
-class SplitResult(msgspec.Struct):
-    perplexity: float | None = None
-
-
-class StageResult(msgspec.Struct):
-    """What is read again of one stage in results.json."""
-
-    train: SplitResult = msgspec.field(default_factory=SplitResult)
-    valid: SplitResult = msgspec.field(default_factory=SplitResult)
-    test: SplitResult = msgspec.field(default_factory=SplitResult)
-    elapsed_s: float = 0.0
+__all__ = ["RunFolder", "TrainedModel", "load"]
 
 
 class TrainedModel(NamedTuple):
@@ -123,14 +95,14 @@ class RunFolder:
     def open(cls, path: Path) -> "RunFolder":
         if not (path / "config.toml").is_file():
             raise UserError(f"{path}: not a run folder (expected config.toml in it)")
-        facts = _read_checked(path / "run.json", Facts)
+        facts = read_facts(path)
         return cls(path, read_config(path / "config.toml"), Vocabulary.load(path / "vocabulary.txt"), facts)
 
     def stage_folder(self, stage: str) -> Path:
         return self.path / stage
 
     def best_model_path(self, stage: str) -> Path:
-        return self.path / stage / "model.safetensors"
+        return best_model_path(self.path, stage)
 
     def last_stage(self) -> str:
         """The last stage that has a model. Raises UserError if there is none yet."""
@@ -212,13 +184,7 @@ class RunFolder:
         append_line(self.path / "metrics.jsonl", json.dumps(record), to_disk=True)
 
     def metrics(self) -> list[dict[str, Any]]:
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        file_size(path)  # a plain file, or an error
-        with path.open("rb") as file:
-            lines = iter(lambda: file.readline(LONGEST_RECORD_BYTES), b"")
-            return [record for line in lines if (record := _metrics_record(line)) is not None]
+        return read_metrics(self.path)
 
     def forget_metrics_after(self, stage: str, step: int, validations: int) -> None:
         """Drop what a killed process recorded beyond its last checkpoint: it will be recorded again.
@@ -237,8 +203,7 @@ class RunFolder:
 
     @property
     def results(self) -> dict[str, Any]:
-        path = self.path / "results.json"
-        return _read_checked(path, dict[str, StageResult]) if path.exists() else {}
+        return read_results(self.path)
 
     def change_config(self, config: Config) -> "RunFolder":
         """The run with another configuration, which is written and logged."""
@@ -264,27 +229,6 @@ class RunFolder:
         path = self.path / "results.json"
         with explained(path):
             write_text(path, json.dumps(results, indent=2) + "\n")
-
-
-def _read_checked(path: Path, expected: Any) -> dict[str, Any]:
-    """The JSON object, all of it, where what is used again is of the types that ``expected`` says."""
-    values = read_json(path)
-    try:
-        msgspec.convert(values, expected)
-    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half a character is no name for msgspec
-        raise UserError(f"{path}: damaged: {error}") from error
-    return values
-
-
-def _metrics_record(line: bytes) -> dict[str, Any] | None:
-    """None for a line cut short by a kill: what it said is said again after the resume."""
-    try:
-        record = json.loads(line.decode())
-    except (ValueError, RecursionError):
-        return None
-    types = {"stage": str, "event": str, "epoch": int, "step": int}
-    whole = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in types.items())
-    return record if whole else None
 
 
 def load(run: str | os.PathLike[str], *, stage: str | None = None, device: torch.device | str = "cpu") -> TrainedModel:

@@ -13,12 +13,15 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from highrank.errors import UserError
 from highrank.files import explained
-from highrank.workers import ALONE, Workers
+
+if TYPE_CHECKING:  # it comes with PyTorch, which asking for a lock does not need
+    from highrank.workers import Workers
 
 __all__ = ["at_work", "holder", "is_held", "writing"]
 
@@ -29,14 +32,17 @@ WRITTEN_AFTER_S = 60.0
 
 
 @contextlib.contextmanager
-def at_work(run: Path, workers: Workers = ALONE) -> Iterator[None]:
+def at_work(run: Path, workers: "Workers | None" = None) -> Iterator[None]:
     """Inside, no other process is at work on the stages of the run folder ``run``. Re-entrant within a thread.
 
     Of several ``workers`` the first one holds the lock. Raises UserError: someone is at work there already (it says
     who), the folder cannot be written, or its file system has no locks.
     """
     with contextlib.ExitStack() as held:
-        workers.first(lambda: held.enter_context(_at_work_alone(run)))
+        if workers is None:
+            held.enter_context(_at_work_alone(run))
+        else:
+            workers.first(lambda: held.enter_context(_at_work_alone(run)))
         yield
 
 

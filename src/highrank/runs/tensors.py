@@ -13,12 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from highrank.errors import UserError
-from highrank.reading import file_size
+from highrank.reading import check_safetensors_header
 
 __all__ = ["model_tensors", "put_model_tensors", "read_tensors", "write_tensors"]
-
-# Of names, types and shapes: ours take some kilobytes, and a byte of it can cost twenty of memory.
-HEADER_LIMIT_BYTES = 1 << 20
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -32,7 +29,7 @@ def read_tensors(path: Path, *, from_elsewhere: bool = False) -> dict[str, Tenso
     Files ``from_elsewhere`` may have other metadata than ours; those of our first runs have none.
     """
     try:
-        _check_header(path)
+        check_safetensors_header(path)
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             metadata = file.metadata() or {}
@@ -42,18 +39,6 @@ def read_tensors(path: Path, *, from_elsewhere: bool = False) -> dict[str, Tenso
     if (ours or "sha256" in metadata) and metadata.get("sha256") != _sha256(tensors):
         raise UserError(f"{path}: damaged, its tensors are not those that were written (the checksum differs)")
     return tensors
-
-
-def _check_header(path: Path) -> None:
-    """The length that the header claims, before a parser makes room for it."""
-    size = file_size(path)
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if not 0 < length <= min(size - 8, HEADER_LIMIT_BYTES):
-        raise UserError(
-            f"{path}: damaged or not a safetensors file (a header of {length:,} bytes in a file of {size:,}; "
-            f"the limit is {HEADER_LIMIT_BYTES:,})"
-        )
 
 
 def _sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -32,12 +32,12 @@ class Machine:
     workers: Workers = ALONE
 
 
-def corpus_for(config: Config, data: str | None) -> Corpus:
+def corpus_for(config: Config, data: str | None, *, display: Display = SILENT) -> Corpus:
     """The text that a configuration asks for, or that of the folder ``data``, at the length that it asks for."""
-    name, folder = config.data.corpus, find_corpus(config.data.corpus, data)
+    name, folder = config.data.corpus, find_corpus(config.data.corpus, data, display=display)
     if data is not None and not is_published(name, folder):
         name = folder.resolve().name  # another text than the one that the recipe is about
-    corpus = load_corpus(folder, name=name)
+    corpus = load_corpus(folder, name=name, display=display)
     limits = {
         "train": config.data.train_tokens,
         "valid": config.data.heldout_tokens,
@@ -47,12 +47,12 @@ def corpus_for(config: Config, data: str | None) -> Corpus:
     return dataclasses.replace(corpus, tokens=parts)
 
 
-def corpus_of(run: RunFolder, data: str | None) -> Corpus:
+def corpus_of(run: RunFolder, data: str | None, *, display: Display = SILENT) -> Corpus:
     """The text of a run: ``data`` if given, else the folder that it was trained on, else its name looked up."""
     known = run.facts.get("corpus", {}).get("folder")
     if data is None and known is not None and os.path.isdir(known):
         data = known
-    corpus = corpus_for(run.config, data)
+    corpus = corpus_for(run.config, data, display=display)
     run.check_corpus(corpus)
     return corpus
 

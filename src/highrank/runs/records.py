@@ -1,0 +1,110 @@
+"""What a run folder says about itself, checked as it is read. Without PyTorch, which a listing could not wait for.
+
+run.json  metrics.jsonl  results.json       beside config.toml, which ``config`` reads
+train/  finetune/                           of the best model only its sizes
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import safetensors
+
+from highrank.errors import UserError
+from highrank.reading import check_safetensors_header, file_size, read_json
+
+__all__ = ["STAGES", "best_model_path", "model_size", "read_facts", "read_metrics", "read_results"]
+
+STAGES = ("train", "finetune")
+LONGEST_RECORD_BYTES = 1 << 16
+
+
+class CorpusFacts(msgspec.Struct):
+    """What is read again of the corpus in run.json."""
+
+    name: str | None = None
+    folder: str | None = None
+    sha256: dict[Literal["train", "valid", "test"], str] = {}
+
+
+class Facts(msgspec.Struct):
+    corpus: CorpusFacts = msgspec.field(default_factory=CorpusFacts)
+
+
+class SplitResult(msgspec.Struct):
+    perplexity: float | None = None
+
+
+class StageResult(msgspec.Struct):
+    """What is read again of one stage in results.json."""
+
+    train: SplitResult = msgspec.field(default_factory=SplitResult)
+    valid: SplitResult = msgspec.field(default_factory=SplitResult)
+    test: SplitResult = msgspec.field(default_factory=SplitResult)
+    valid_perplexity: float | None = None
+    updates: int | None = None
+    elapsed_s: float = 0.0
+
+
+def best_model_path(run: Path, stage: str) -> Path:
+    return run / stage / "model.safetensors"
+
+
+def model_size(path: Path) -> int:
+    """How many parameters the model in ``path`` has, from the head of the file. Raises UserError if that is damaged."""
+    try:
+        check_safetensors_header(path)
+        with safetensors.safe_open(path, framework="np") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """What run.json holds: versions, command, machine, corpus."""
+    return _read_checked(run / "run.json", Facts)
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """What was measured at the end of each stage, by the stage's name, and of ``dynamic`` evaluation."""
+    path = run / "results.json"
+    return _read_checked(path, dict[str, StageResult]) if path.exists() else {}
+
+
+def read_metrics(run: Path, *, progress_only: bool = False) -> list[dict[str, Any]]:
+    """The records in metrics.jsonl, each with its stage, event, epoch and step.
+
+    ``progress_only``: validations and the last record, which tell how far the run has come, in a tenth of the time.
+    """
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    file_size(path)  # a plain file, or an error
+    with path.open("rb") as file:
+        lines = list(iter(lambda: file.readline(LONGEST_RECORD_BYTES), b""))
+    if progress_only:  # of the last two, as one may be cut short
+        lines = [line for place, line in enumerate(lines) if b'"validation"' in line or place >= len(lines) - 2]
+    return [record for line in lines if (record := _metrics_record(line)) is not None]
+
+
+def _read_checked(path: Path, expected: Any) -> dict[str, Any]:
+    """The JSON object, all of it, where what is used again is of the types that ``expected`` says."""
+    values = read_json(path)
+    try:
+        msgspec.convert(values, expected)
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half a character is no name for msgspec
+        raise UserError(f"{path}: damaged: {error}") from error
+    return values
+
+
+def _metrics_record(line: bytes) -> dict[str, Any] | None:
+    """None for a line cut short by a kill: what it said is said again after the resume."""
+    try:
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    types = {"stage": str, "event": str, "epoch": int, "step": int}
+    whole = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in types.items())
+    return record if whole else None
