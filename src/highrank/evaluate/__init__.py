@@ -1,7 +1,8 @@
 """Evaluation of a trained model on text: static, dynamic, by its own samples, by its rank and its components."""
 
+from highrank.evaluate.adaptation import Adaptation, DynamicSettings, GradientStatistics
 from highrank.evaluate.components_of_run import components_run
-from highrank.evaluate.dynamic import DynamicSettings, GradientStatistics, dynamic_evaluate, gradient_statistics
+from highrank.evaluate.dynamic import dynamic_evaluate, gradient_statistics
 from highrank.evaluate.generate import Sampling, generate, generate_text
 from highrank.evaluate.matrix import read_matrix
 from highrank.evaluate.of_run import (
@@ -9,18 +10,23 @@ from highrank.evaluate.of_run import (
     dynamic_settings,
     evaluate_run,
     has_dynamic_result,
+    known_statistics,
     prepare_statistics,
 )
 from highrank.evaluate.perplexity import Evaluation, evaluate
+from highrank.evaluate.prediction import Explanation, Prediction, predict_next
 from highrank.evaluate.rank import Rank, rank
 from highrank.evaluate.rank_of_run import PAPER_RANKS, rank_run
 from highrank.evaluate.search import Trial, search_settings
 
 __all__ = [
     "PAPER_RANKS",
+    "Adaptation",
     "DynamicSettings",
     "Evaluation",
+    "Explanation",
     "GradientStatistics",
+    "Prediction",
     "Rank",
     "Sampling",
     "Trial",
@@ -34,6 +40,8 @@ __all__ = [
     "generate_text",
     "gradient_statistics",
     "has_dynamic_result",
+    "known_statistics",
+    "predict_next",
     "prepare_statistics",
     "rank",
     "rank_run",

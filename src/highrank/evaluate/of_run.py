@@ -13,7 +13,8 @@ import torch
 from highrank.data import Corpus
 from highrank.data.batches import SHORTEST_TRAINING_COLUMN
 from highrank.errors import UserError
-from highrank.evaluate.dynamic import DynamicSettings, GradientStatistics, dynamic_evaluate, gradient_statistics
+from highrank.evaluate.adaptation import DynamicSettings, GradientStatistics
+from highrank.evaluate.dynamic import dynamic_evaluate, gradient_statistics
 from highrank.evaluate.perplexity import Evaluation, evaluate
 from highrank.evaluate.search import search_settings
 from highrank.files import explained, file_sha256, new_file, write_text
@@ -30,6 +31,7 @@ __all__ = [
     "evaluate_run",
     "has_dynamic_result",
     "keep",
+    "known_statistics",
     "prepare_statistics",
 ]
 
@@ -146,6 +148,19 @@ def prepare_statistics(
     _cached_statistics(run, stage, model, corpus, settings, display, workers)
 
 
+def known_statistics(
+    run: RunFolder,
+    stage: str,
+    model: LanguageModel,
+    corpus: Corpus,
+    settings: DynamicSettings,
+    *,
+    display: Display = SILENT,
+) -> GradientStatistics | None:
+    """The gradient statistics that an earlier dynamic evaluation of this model left in the run, if one did."""
+    return _read_statistics(_statistics_file(run, stage, corpus, settings)[0], model, display)
+
+
 def has_dynamic_result(run: RunFolder, stage: str, settings: DynamicSettings, *splits: str) -> bool:
     """Is the recorded dynamic evaluation of this stage, with these settings, and has it these splits?"""
     recorded = run.results.get("dynamic", {})
@@ -163,6 +178,27 @@ def _cached_statistics(
     workers: Workers = ALONE,
 ) -> GradientStatistics:
     """The pass over the training text, once for a model, a text and its settings."""
+    path, batch = _statistics_file(run, stage, corpus, settings, workers)
+    known = workers.first(lambda: _read_statistics(path, model, display))
+    if known is not None:
+        return known
+    statistics = gradient_statistics(
+        model,
+        corpus.tokens["train"],
+        batch=batch,
+        bptt=settings.bptt,
+        weight_dropout_seed=settings.weight_dropout_seed,
+        display=display,
+        workers=workers,
+    )
+    workers.first(lambda: _write_statistics(run, path, statistics))
+    return statistics
+
+
+def _statistics_file(
+    run: RunFolder, stage: str, corpus: Corpus, settings: DynamicSettings, workers: Workers = ALONE
+) -> tuple[Path, int]:
+    """Where the statistics of a model, a text and its settings are kept, and the batch of their pass."""
     tokens = corpus.tokens["train"]
     batch = min(run.config.dynamic.batch, max(1, len(tokens) // SHORTEST_TRAINING_COLUMN))  # for very short texts
     facts = [
@@ -174,21 +210,7 @@ def _cached_statistics(
         settings.weight_dropout_seed,
     ]
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    path = run.stage_folder(stage) / f"gradient-statistics-{key}.safetensors"
-    known = workers.first(lambda: _read_statistics(path, model, display))
-    if known is not None:
-        return known
-    statistics = gradient_statistics(
-        model,
-        tokens,
-        batch=batch,
-        bptt=settings.bptt,
-        weight_dropout_seed=settings.weight_dropout_seed,
-        display=display,
-        workers=workers,
-    )
-    workers.first(lambda: _write_statistics(run, path, statistics))
-    return statistics
+    return run.stage_folder(stage) / f"gradient-statistics-{key}.safetensors", batch
 
 
 def _read_statistics(path: Path, model: LanguageModel, display: Display) -> GradientStatistics | None:

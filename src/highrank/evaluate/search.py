@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from highrank.errors import UserError
-from highrank.evaluate.dynamic import DynamicSettings, GradientStatistics, dynamic_evaluate
+from highrank.evaluate.adaptation import DynamicSettings, GradientStatistics
+from highrank.evaluate.dynamic import dynamic_evaluate
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
 
