@@ -6,6 +6,7 @@ from highrank.evaluate.dynamic import dynamic_evaluate, gradient_statistics
 from highrank.evaluate.generate import Sampling, generate, generate_text
 from highrank.evaluate.matrix import read_matrix
 from highrank.evaluate.of_run import (
+    cached_statistics,
     dynamic_evaluate_run,
     dynamic_settings,
     evaluate_run,
@@ -13,6 +14,7 @@ from highrank.evaluate.of_run import (
     known_statistics,
     prepare_statistics,
 )
+from highrank.evaluate.passage import Passage, line_start, read_passage
 from highrank.evaluate.perplexity import Evaluation, evaluate
 from highrank.evaluate.prediction import Explanation, Prediction, predict_next
 from highrank.evaluate.rank import Rank, rank
@@ -26,10 +28,12 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "GradientStatistics",
+    "Passage",
     "Prediction",
     "Rank",
     "Sampling",
     "Trial",
+    "cached_statistics",
     "components_run",
     "dynamic_evaluate",
     "dynamic_evaluate_run",
@@ -41,10 +45,12 @@ __all__ = [
     "gradient_statistics",
     "has_dynamic_result",
     "known_statistics",
+    "line_start",
     "predict_next",
     "prepare_statistics",
     "rank",
     "rank_run",
     "read_matrix",
+    "read_passage",
     "search_settings",
 ]

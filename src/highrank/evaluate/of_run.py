@@ -26,6 +26,7 @@ from highrank.workers import ALONE, Workers
 
 __all__ = [
     "SPLITS",
+    "cached_statistics",
     "dynamic_evaluate_run",
     "dynamic_settings",
     "evaluate_run",
@@ -102,7 +103,7 @@ def dynamic_evaluate_run(
     run.check_corpus(corpus)
     stage = stage or run.last_stage()
     model = run.load_model(stage, device=device)
-    statistics = _cached_statistics(run, stage, model, corpus, settings, display)
+    statistics = cached_statistics(run, stage, model, corpus, settings, display)
     result: dict[str, Any] = {"run": str(run.path), "stage": stage}
     if search_tokens:
         part = corpus.tokens["valid"][:search_tokens]
@@ -145,7 +146,7 @@ def prepare_statistics(
     run.check_corpus(corpus)
     stage = stage or workers.first(run.last_stage)
     model = run.load_model(stage, device=device, workers=workers)
-    _cached_statistics(run, stage, model, corpus, settings, display, workers)
+    cached_statistics(run, stage, model, corpus, settings, display, workers)
 
 
 def known_statistics(
@@ -168,7 +169,7 @@ def has_dynamic_result(run: RunFolder, stage: str, settings: DynamicSettings, *s
     return same and all(split in recorded for split in splits)
 
 
-def _cached_statistics(
+def cached_statistics(
     run: RunFolder,
     stage: str,
     model: LanguageModel,
@@ -177,7 +178,7 @@ def _cached_statistics(
     display: Display,
     workers: Workers = ALONE,
 ) -> GradientStatistics:
-    """The pass over the training text, once for a model, a text and its settings."""
+    """The pass over the training text, once for a model, a text and its settings: from then on it is kept in the run."""
     path, batch = _statistics_file(run, stage, corpus, settings, workers)
     known = workers.first(lambda: _read_statistics(path, model, display))
     if known is not None:

@@ -1,0 +1,153 @@
+"""What a report reads of rank.json and components.json: checked, because anyone may have written them."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from highrank.errors import UserError
+from highrank.reading import read_json
+
+__all__ = ["Components", "RankFigures", "checked", "read_components", "read_rank"]
+
+Figures = TypeVar("Figures", bound=msgspec.Struct)
+
+
+class RelativeRank(msgspec.Struct):
+    relative_threshold: float
+    rank: int
+
+
+class RankFigures(msgspec.Struct):
+    """What ``highrank rank`` found."""
+
+    format: Literal[1]
+    stage: str
+    split: str
+    model_sha256: str
+    head: str
+    num_components: int
+    context_features: int
+    contexts: int
+    vocabulary: int
+    numerical_rank: int
+    threshold: float
+    effective_rank: float
+    mean_kl_nats: float
+    ranks: list[RelativeRank]
+    dtype: str
+    device: str
+    singular_values: list[float]
+    bound: int | None = None
+
+
+class PreferredWord(msgspec.Struct):
+    word: str
+    log_ratio: float
+
+
+class Component(msgspec.Struct):
+    component: int
+    mean_prior: float
+    mean_posterior: float
+    dead: bool
+    most_likely: float
+    loss_nats: float
+    words: list[PreferredWord]
+
+
+class Quantile(msgspec.Struct):
+    quantile: float
+    nats: float
+
+
+# ``from`` is no name in Python.
+class EntropyBand(msgspec.Struct, rename={"start": "from", "end": "to"}):
+    start: float
+    end: float | None
+    tokens: int
+    mean_nats: float
+
+
+class GainBand(msgspec.Struct, rename={"start": "from", "end": "to"}):
+    start: float
+    end: float | None
+    tokens: int
+    gain_nats: float
+
+
+class PriorEntropy(msgspec.Struct):
+    mean_nats: float
+    largest_nats: float
+    quantiles: list[Quantile]
+    by_line_position: list[EntropyBand] = []
+
+
+class PosteriorEntropy(msgspec.Struct):
+    mean_nats: float
+
+
+class Posterior(msgspec.Struct):
+    sorted_mean: list[float]
+
+
+class Divergence(msgspec.Struct):
+    mean_nats: list[list[float]]
+    information_nats: float
+    contexts: int
+
+
+class Gain(msgspec.Struct):
+    gain_nats: float
+    loss_nats: float
+    by_target_frequency: list[GainBand] = []
+    component: int | None = None
+    run: str | None = None
+
+
+class Gains(msgspec.Struct):
+    best_component: Gain
+    likeliest_component: Gain
+    control: Gain | None = None
+
+
+class Components(msgspec.Struct):
+    """What ``highrank components`` found."""
+
+    format: Literal[1]
+    stage: str
+    split: str
+    model_sha256: str
+    num_components: int
+    tokens: int
+    loss_nats: float
+    dead: list[int]
+    components: list[Component]
+    prior_entropy: PriorEntropy
+    posterior_entropy: PosteriorEntropy
+    posterior: Posterior
+    divergence: Divergence
+    gain: Gains
+
+
+def read_rank(path: Path) -> RankFigures:
+    """Raises UserError if the file cannot be read or is not what highrank rank writes."""
+    return checked(read_json(path), RankFigures, path)
+
+
+def read_components(path: Path) -> Components:
+    """Raises UserError if the file cannot be read or is not what highrank components writes."""
+    found = checked(read_json(path), Components, path)
+    count = found.num_components
+    if len(found.components) != count or [len(row) for row in found.divergence.mean_nats] != [count] * count:
+        raise UserError(f"{path}: damaged: expected figures of {count} components")
+    return found
+
+
+def checked(values: dict[str, Any], kind: type[Figures], source: Path) -> Figures:
+    try:
+        json.dumps(values, allow_nan=False)  # Python's reader takes NaN and infinities, which no plot can show
+        return msgspec.convert(values, kind)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise UserError(f"{source}: damaged: {error}") from error
