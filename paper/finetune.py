@@ -37,7 +37,7 @@ def main() -> int:
         for text in notices:
             notice(f"finetune.py: {text}")
         if (workers := workers_for(config, gpus(arguments))) > 1:
-            return launch(sys.argv, workers)
+            return launch(sys.argv, workers, after_loss=device.after_loss)
     with machine(device) as where, interruptible(where) as ending, at_work(Path(arguments.save), where.workers):
         run = where.workers.first(lambda: open_run(arguments, config))
         corpus = corpus_of(run, arguments.data, display=where.display)

@@ -42,7 +42,7 @@ def main() -> int:
         config = shared(config, gpus(arguments))
     workers = workers_for(config, gpus(arguments))
     if workers > 1 and not launched():
-        return launch(sys.argv, workers)
+        return launch(sys.argv, workers, after_loss=device.after_loss)
     with machine(device) as where, interruptible(where) as ending:
         corpus = corpus_for(config, check_data(arguments.data), display=where.display)
         run = where.workers.first(lambda: open_run(arguments, config, corpus, where.workers.count))

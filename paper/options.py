@@ -44,6 +44,8 @@ __all__ = [
     "workers_for",
 ]
 
+AFTER_LOSS = "the last checkpoint stands, go on with --continue_train --save FOLDER"  # when a worker is lost
+
 
 class Option(NamedTuple):
     name: str
@@ -233,7 +235,7 @@ def training_device(arguments: argparse.Namespace) -> argparse.Namespace:
     """What ``highrank.cli.stage.machine`` asks for; refuses what is not there, and says what is not used."""
     if arguments.model != "LSTM":
         raise UserError(f"--model {arguments.model}: only LSTM, the paper's model, is supported", exit_code=2)
-    return argparse.Namespace(device="auto" if arguments.cuda else "cpu")
+    return argparse.Namespace(device="auto" if arguments.cuda else "cpu", after_loss=AFTER_LOSS)
 
 
 def gpus(arguments: argparse.Namespace) -> int:

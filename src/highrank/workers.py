@@ -35,11 +35,14 @@ class ReportedError(UserError):
 class Workers:
     """``count`` processes, of which this one has number ``rank``. Only the first, number 0, writes files.
 
-    Every call may raise UserError, naming the workers that are lost, when one has died or has not answered in time.
+    Every call may raise UserError, naming the workers that are lost, when one has died or has not answered in time, and
+    ending with what to do then, ``after_loss``.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, store: Store | None = None) -> None:
-        self.rank, self.count, self._store = rank, count, store
+    def __init__(
+        self, rank: int = 0, count: int = 1, store: Store | None = None, *, after_loss: str = "start it again"
+    ) -> None:
+        self.rank, self.count, self._store, self._after_loss = rank, count, store, after_loss
 
     @property
     def is_first(self) -> bool:
@@ -115,7 +118,7 @@ class Workers:
         except RuntimeError as error:  # what every backend raises when a connection is gone or silent
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise UserError(f"{self._lost()}; the last checkpoint stands, go on with --resume") from error
+            raise UserError(f"{self._lost()}; {self._after_loss}") from error
 
     def _lost(self) -> str:
         """Who does not answer a roll call, which goes through the store: the connections between workers are gone."""
@@ -139,11 +142,12 @@ ALONE = Workers()
 
 
 @contextmanager
-def join_workers(timeout_s: float) -> Iterator[Workers]:
+def join_workers(timeout_s: float, *, after_loss: str = "start it again") -> Iterator[Workers]:
     """The workers of this run: those that the launcher (torchrun, ``--workers``, any that sets its variables) started.
 
     Without a launcher, ``ALONE``. ``timeout_s`` is how long a worker waits for the others in one call before it
-    counts them as lost; at the start it waits five minutes at least. Raises UserError if the others do not come.
+    counts them as lost; at the start it waits five minutes at least. ``after_loss`` is what the error says to do then.
+    Raises UserError if the others do not come.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -166,4 +170,4 @@ def join_workers(timeout_s: float) -> Iterator[Workers]:
         raise UserError(f"the {count} workers have not found together in {patience_s:.0f} s: {reason}") from error
     # The group is not destroyed at the end: where a worker is lost that would wait for it, and PyTorch's threads may
     # fail while they are taken down beside others that leave. The command line ends the process instead.
-    yield Workers(rank, count, store)
+    yield Workers(rank, count, store, after_loss=after_loss)

@@ -188,6 +188,15 @@ def test_every_other_stage_with_two_workers(alone: Setting, tmp_path: Path) -> N
     assert one["dynamic"]["test"]["loss_nats"] == pytest.approx(two["dynamic"]["test"]["loss_nats"], abs=1e-5)
 
 
+def test_where_there_is_nothing_to_resume_a_loss_does_not_say_so(alone: Setting) -> None:
+    arguments = ["evaluate", alone.reference, "--workers", "2", "--worker-timeout", str(TIMEOUT_S)]
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    expect(process, lambda: len(workers_of(process)) == 2)
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    line = one_line(ended(process, 30), "worker 1 died", "SIGKILL", "; start it again")
+    assert "--resume" not in line
+
+
 def test_an_error_is_one_line_whoever_meets_it(alone: Setting, tmp_path: Path) -> None:
     exists = finish([*train_command(alone.reference, alone.text, *THREE), "--workers", "2"])
     one_line(exists, "exists already")

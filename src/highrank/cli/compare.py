@@ -1,7 +1,7 @@
 """``highrank compare RUN RUN...``"""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from highrank.errors import UserError, one_line
 if TYPE_CHECKING:
     from highrank.runs.comparison import Comparison
     from highrank.runs.listing import DynamicFigures, RunSummary, StageFigures
+    from highrank.runs.measured import ComponentFigures, RankFigures
 
 __all__ = ["add_parser", "run"]
 
@@ -44,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _result(comparison: "Comparison") -> dict[str, Any]:
+    import msgspec
+
     return {
         "runs": [
             {
@@ -57,6 +60,8 @@ def _result(comparison: "Comparison") -> dict[str, Any]:
             for run in comparison.runs
         ],
         "settings": comparison.settings,
+        "rank": [msgspec.to_builtins(each) for each in comparison.rank],
+        "components": [msgspec.to_builtins(each) for each in comparison.components],
         "perplexities_comparable": not comparison.obstacles,
         "obstacles": list(comparison.obstacles),
         "notes": list(comparison.notes),
@@ -67,7 +72,7 @@ def _print(comparison: "Comparison") -> None:
     from highrank.cli.table import Column, print_table
 
     names = [one_line(name) for name in _names([run.path for run in comparison.runs])]
-    rows = [*_settings_rows(comparison), *_result_rows(comparison.runs)]
+    rows = [*_settings_rows(comparison), *_result_rows(comparison.runs), *_measured_rows(comparison)]
     print_table([Column(""), *(Column(name, right=True) for name in names)], rows)
     for obstacle in comparison.obstacles:
         print(f"perplexities cannot be compared: {one_line(obstacle)}")
@@ -104,6 +109,27 @@ def _result_rows(runs: Sequence["RunSummary"]) -> Iterator[list[str]]:
         yield ["dynamic: model", *("-" if each is None else TITLES.get(each.stage, each.stage) for each in dynamic)]
         yield ["dynamic: lr, lamb", *(_rates(each) for each in dynamic)]
         yield ["dynamic: time", *(_time(each) for each in dynamic)]
+
+
+def _measured_rows(comparison: "Comparison") -> Iterator[list[str]]:
+    ranks: dict[str, Callable[[RankFigures], str]] = {
+        "rank": lambda found: f"{found.numerical_rank:,}",
+        "rank: bound": lambda found: _count(found.bound),
+        "rank: contexts": lambda found: f"{found.contexts:,} of {found.split}",
+        "rank: effective": lambda found: f"{found.effective_rank:,.1f}",
+    }
+    components: dict[str, Callable[[ComponentFigures], str]] = {
+        "components: dead": lambda found: str(len(found.dead)),
+        "components: prior entropy": lambda found: f"{found.prior_entropy.mean_nats:.3f} nats",
+        "components: posterior entropy": lambda found: f"{found.posterior_entropy.mean_nats:.3f} nats",
+        "components: gain over the best": lambda found: f"{found.gain.best_component.gain_nats:.3f} nats",
+    }
+    if any(comparison.rank):
+        for title, figure in ranks.items():
+            yield [title, *("-" if each is None else figure(each) for each in comparison.rank)]
+    if any(comparison.components):
+        for title, said in components.items():
+            yield [title, *("-" if each is None else said(each) for each in comparison.components)]
 
 
 def _perplexities(figures: "StageFigures | DynamicFigures | None") -> str:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from highrank.errors import UserError
 
-__all__ = ["launch", "launched", "leave", "report", "restarted"]
+__all__ = ["AFTER_LOSS", "launch", "launched", "leave", "report", "restarted"]
 
 LAUNCHED = "HIGHRANK_LAUNCHED"  # by us: then the launching process is the one voice
+AFTER_LOSS = "start it again"  # what to do when a worker is lost; of stages, which save, their options say more
 SAVED = (130, 143)  # a worker that saved and stopped, as Ctrl-C or SIGTERM asked
 
 
@@ -29,7 +30,7 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def launch(command: Sequence[str], workers: int) -> int:
+def launch(command: Sequence[str], workers: int, *, after_loss: str = AFTER_LOSS) -> int:
     """Run ``python COMMAND`` in so many processes, to their end. Returns the exit code: that of what failed first."""
     # They are loaded here, when they are needed: PyTorch takes a second.
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -55,7 +56,7 @@ def launch(command: Sequence[str], workers: int) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode not in SAVED:
-            print(f"highrank: {_what_failed(rank, failure.exitcode, failure.message)}", file=sys.stderr)
+            print(f"highrank: {_what_failed(rank, failure.exitcode, failure.message, after_loss)}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 1
     return 0
 
@@ -86,11 +87,11 @@ def report(error: UserError, *, program: str = "highrank") -> None:
         print(f"{program}: {text}", file=sys.stderr)
 
 
-def _what_failed(rank: int, exit_code: int, message: object) -> str:
+def _what_failed(rank: int, exit_code: int, message: object, after_loss: str) -> str:
     if isinstance(message, dict):  # what ``report`` told
         return str(message["message"])
     if exit_code < 0:
-        return f"worker {rank} died ({message}); the last checkpoint stands, go on with --resume"
+        return f"worker {rank} died ({message}); {after_loss}"
     return f"worker {rank} failed with exit code {exit_code}"
 
 

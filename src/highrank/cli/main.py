@@ -22,7 +22,7 @@ from highrank.cli import (
     runs,
     train,
 )
-from highrank.cli.launch import launch, launched, leave, report, restarted
+from highrank.cli.launch import AFTER_LOSS, launch, launched, leave, report, restarted
 from highrank.errors import UserError
 
 __all__ = ["main"]
@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = make_parser().parse_args(argv)
     if getattr(arguments, "workers", 1) > 1 and not launched():
-        return launch(["-m", "highrank", *argv], arguments.workers)
+        return launch(
+            ["-m", "highrank", *argv], arguments.workers, after_loss=getattr(arguments, "after_loss", AFTER_LOSS)
+        )
     if restarted() and hasattr(arguments, "resume"):
         arguments.resume = True  # the launcher says the same words again, and means: go on
     return leave(_run(arguments))

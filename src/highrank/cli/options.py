@@ -90,6 +90,7 @@ def add_set_option(parser: argparse.ArgumentParser, purpose: str) -> None:
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.set_defaults(after_loss="the last checkpoint stands, go on with --resume")
     parser.add_argument(
         "--checkpoint-minutes",
         type=not_negative,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from highrank.cli.display import ConsoleDisplay
+from highrank.cli.launch import AFTER_LOSS
 from highrank.progress import SILENT
 from highrank.runs import choose_device
 from highrank.train import Interrupted, Machine
@@ -24,7 +25,8 @@ def machine(arguments: argparse.Namespace) -> Iterator[Machine]:
     """Where the command computes, and with whom. What is shown, the first worker shows."""
     device = choose_device(arguments.device)
     checkpoint_every_s = 60 * getattr(arguments, "checkpoint_minutes", 10.0)
-    with join_workers(getattr(arguments, "worker_timeout", 300)) as workers:
+    after_loss = getattr(arguments, "after_loss", AFTER_LOSS)
+    with join_workers(getattr(arguments, "worker_timeout", 300), after_loss=after_loss) as workers:
         if not workers.is_first:
             yield Machine(device, checkpoint_every_s, SILENT, workers)
             return

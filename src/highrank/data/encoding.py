@@ -102,7 +102,7 @@ def encode_folder(folder: Path, cache: Path | None = None, *, display: Display =
 
 def count_tokens(path: Path) -> int:
     """How many tokens the text rule gives for a file. Raises UserError if it cannot be read or is not UTF-8."""
-    return sum(len(words) for words in _words(path, hashlib.sha256(), _Reading(path.name, 0, SILENT)))
+    return sum(len(words) for words in _words(path, hashlib.sha256()))
 
 
 def _split_file(folder: Path, split: str) -> Path:
@@ -126,31 +126,33 @@ def _signature(path: Path) -> list[int]:
 
 def _digest(path: Path, reading: _Reading) -> str:
     sha256 = hashlib.sha256()
-    for block in _blocks(path, reading):
+    for block in _blocks(path):
         sha256.update(block)
+        reading.add(len(block))
     return sha256.hexdigest()
 
 
-def _blocks(path: Path, reading: _Reading) -> Iterator[bytes]:
+def _blocks(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             while block := file.read(BLOCK_BYTES):
                 yield block
-                reading.add(len(block))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _words(path: Path, sha256: "hashlib._Hash", reading: _Reading) -> Iterator[list[str]]:
+def _words(path: Path, sha256: "hashlib._Hash", reading: _Reading | None = None) -> Iterator[list[str]]:
     """The tokens of a file, one list for each block, in bounded memory even if it is all one line; feeds ``sha256``."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()  # a mark of byte order is no part of the first word
     rest = ""  # what follows the last place where a word surely ends
     line_open = False
     lines = 0
     read_bytes = 0
-    for block in _blocks(path, reading):
+    for block in _blocks(path):
         sha256.update(block)
         read_bytes += len(block)
+        if reading is not None:
+            reading.add(len(block))
         try:
             text = rest + decoder.decode(block)
         except UnicodeDecodeError as error:

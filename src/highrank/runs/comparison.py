@@ -11,17 +11,21 @@ import msgspec
 from highrank.data.vocabulary import Vocabulary
 from highrank.errors import UserError
 from highrank.runs.listing import DamagedRun, RunSummary, is_run, summarise
+from highrank.runs.measured import FILES, ComponentFigures, Figures, RankFigures, is_of_this_model, read_measured
 
 __all__ = ["Comparison", "compare"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """``settings``: of each that differs, the value in every run. ``obstacles``: what keeps their perplexities from
-    being compared; ``notes``: what else to know about the texts."""
+    """``settings``: of each that differs, the value in every run. ``rank`` and ``components``: of each run, what was
+    measured of the best model that it has now (None: nothing). ``obstacles``: what keeps their perplexities from being
+    compared; ``notes``: what else to know."""
 
     runs: tuple[RunSummary, ...]
     settings: dict[str, list[Any]]
+    rank: list[RankFigures | None]
+    components: list[ComponentFigures | None]
     obstacles: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -35,7 +39,22 @@ def compare(paths: Sequence[Path]) -> Comparison:
         for name in settings[0]
         if any(each[name] != settings[0][name] for each in settings)
     }
-    return Comparison(runs, differing, tuple(_obstacles(runs)), tuple(_notes(runs)))
+    notes = _notes(runs)
+    rank = [_measured(run, RankFigures, notes) for run in runs]
+    components = [_measured(run, ComponentFigures, notes) for run in runs]
+    return Comparison(runs, differing, rank, components, tuple(_obstacles(runs)), tuple(notes))
+
+
+def _measured(run: RunSummary, kind: type[Figures], notes: list[str]) -> Figures | None:
+    try:
+        figures = read_measured(run.path, kind)
+    except UserError as error:
+        notes.append(str(error))
+        return None
+    if figures is not None and not is_of_this_model(run.path, figures):
+        notes.append(f"{run.path / FILES[kind]}: of another model than the run has now, left out")
+        return None
+    return figures
 
 
 def _whole(path: Path) -> RunSummary:

@@ -176,8 +176,9 @@ def _dynamic(result: dict[str, Any] | None) -> DynamicFigures | None:
         return None
     valid, test = (_number(result.get(split, {}).get("perplexity")) for split in ("valid", "test"))
     settings = result.get("settings")
-    known = {name: value for name, value in settings.items() if _number(value)} if isinstance(settings, dict) else {}
-    return DynamicFigures(str(result.get("stage")), valid, test, _number(result.get("elapsed_s")), known)
+    known = settings.items() if isinstance(settings, dict) else ()
+    numbers = {name: value for name, value in known if _number(value) is not None}
+    return DynamicFigures(str(result.get("stage")), valid, test, _number(result.get("elapsed_s")), numbers)
 
 
 def _number(value: object) -> float | None:

@@ -1,0 +1,317 @@
+"""``highrank runs`` and ``highrank compare``: what they say of runs whole, at work, begun and damaged."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.faults import RECIPE, here
+from highrank.files import file_sha256
+from highrank.runs import at_work
+from tests.terminal import on_a_terminal, screen
+
+SETTINGS = ["--set", "data.train_tokens=1500", "--set", "data.heldout_tokens=300", "--set", "train.epochs=2"]
+
+
+def listed(folder: Path, *options: str) -> dict[str, dict[str, Any]]:
+    done = here("runs", folder, "--json", *options)
+    assert done.returncode == 0, done.stderr
+    return {row["name"]: row for row in json.loads(done.stdout)["runs"]}
+
+
+def results_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "results.json").read_text())
+    return found
+
+
+def change_results(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    results = results_of(run)
+    change(results)
+    (run / "results.json").write_text(json.dumps(results))
+
+
+@pytest.fixture(scope="module")
+def whole(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained, fine-tuned, evaluated and dynamically evaluated."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    done = here("run", RECIPE, *SETTINGS, "--out", run, "--device", "cpu", "--data", small_text)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture
+def runs(whole: Path, tmp_path: Path) -> Path:
+    """whole, and in a folder below: trained (its fine-tuning gone) and begun (stopped in its second epoch)."""
+    folder = tmp_path / "runs"
+    shutil.copytree(whole, folder / "whole")
+    trained = folder / "deeper" / "trained"
+    shutil.copytree(whole, trained)
+    shutil.rmtree(trained / "finetune")
+    keep_records(trained, lambda record: record["stage"] == "train")
+    change_results(trained, lambda results: (results.pop("finetune"), results.pop("dynamic")))
+    begun = folder / "begun"
+    shutil.copytree(trained, begun)
+    keep_records(begun, lambda record: record["epoch"] == 1)
+    (begun / "results.json").unlink()
+    return folder
+
+
+def keep_records(run: Path, kept: Callable[[dict[str, Any]], bool]) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(line for line in lines if kept(json.loads(line))))
+
+
+def validations(run: Path, stage: str) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if (record["stage"], record["event"]) == (stage, "validation")]
+
+
+def test_each_run_with_the_figures_of_its_last_stage(runs: Path) -> None:
+    found = listed(runs)
+    assert set(found) == {"whole", "deeper/trained", "begun"}
+    whole, trained, begun = found["whole"], found["deeper/trained"], found["begun"]
+    results = results_of(runs / "whole")
+    assert (whole["stage"], whole["state"]) == ("finetune", "finished")
+    assert whole["valid_perplexity"] == results["finetune"]["valid"]["perplexity"]
+    assert whole["test_perplexity"] == results["finetune"]["test"]["perplexity"]
+    assert whole["dynamic_test_perplexity"] == results["dynamic"]["test"]["perplexity"]
+    assert whole["updates"] == results["finetune"]["updates"]
+    assert (trained["stage"], trained["state"], trained["dynamic_valid_perplexity"]) == ("train", "finished", None)
+    assert trained["test_perplexity"] == results["train"]["test"]["perplexity"]
+    [validation] = validations(runs / "begun", "train")
+    assert (begun["state"], begun["epoch"], begun["epochs"], begun["test_perplexity"]) == ("interrupted", 1, 2, None)
+    assert (begun["updates"], begun["valid_perplexity"]) == (validation["step"], validation["perplexity"])
+    assert (whole["head"], whole["num_components"]) == ("mixture-of-softmaxes", 3)
+    from highrank import load
+
+    assert whole["parameters"] == load(runs / "whole").model.num_parameters
+    assert listed(runs / "whole")["whole"] == whole | {"age_s": pytest.approx(whole["age_s"], abs=60)}
+
+
+def test_who_is_at_work_and_what_was_measured_too_early(runs: Path) -> None:
+    run = runs / "begun"
+    early = {"train": {"valid": {"perplexity": 500.0}, "test": {"perplexity": 501.0}}}
+    (run / "results.json").write_text(json.dumps(early))
+    os.utime(run / "results.json", (1, 1))  # before the best model so far
+    with at_work(run):
+        row = listed(runs)["begun"]
+    assert row["state"] == "at work"
+    assert row["test_perplexity"] is None
+    assert row["valid_perplexity"] == validations(run, "train")[0]["perplexity"]
+    os.utime(run / "results.json")
+    assert listed(runs)["begun"]["test_perplexity"] == 501.0
+
+
+def test_runs_that_have_just_been_made_or_were_imported(runs: Path) -> None:
+    new, imported = runs / "new", runs / "imported"
+    shutil.copytree(runs / "begun", new)
+    shutil.rmtree(new / "train")
+    (new / "metrics.jsonl").unlink()
+    shutil.copytree(runs / "begun", imported)
+    (imported / "metrics.jsonl").unlink()
+    found = listed(runs)
+    assert (found["new"]["state"], found["new"]["updates"], found["new"]["parameters"]) == ("interrupted", None, None)
+    assert (found["imported"]["state"], found["imported"]["valid_perplexity"]) == ("imported", None)
+
+
+def test_orders(runs: Path) -> None:
+    def names(*options: str) -> list[str]:
+        return list(listed(runs, *options))
+
+    for age, name in enumerate(("deeper/trained", "begun", "whole")):
+        for file in (runs / name).iterdir():
+            os.utime(file, (1e9 - age, 1e9 - age))
+    assert names() == names("--sort", "age") == ["deeper/trained", "begun", "whole"]
+    assert names("--sort", "name") == ["begun", "deeper/trained", "whole"]
+    assert names("--sort", "name", "--reverse") == ["whole", "deeper/trained", "begun"]
+    assert names("--sort", "stage")[-1] == "whole"
+    found = listed(runs)
+    by_perplexity = sorted(found, key=lambda name: float(found[name]["valid_perplexity"]))
+    assert names("--sort", "perplexity") == by_perplexity
+    (runs / "begun" / "metrics.jsonl").unlink()  # no perplexity: last, either way
+    assert names("--sort", "perplexity")[-1] == names("--sort", "perplexity", "--reverse")[-1] == "begun"
+
+
+DAMAGE: dict[str, tuple[str, bytes | None]] = {
+    "settings missing": ("config.toml", b'[data]\ncorpus = "small-text"\n'),
+    "no settings": ("config.toml", None),
+    "no TOML": ("config.toml", b"\x00\xff"),
+    "facts cut short": ("run.json", b'{"versions": {'),
+    "facts of another kind": ("run.json", b'{"corpus": []}'),
+    "no vocabulary": ("vocabulary.txt", None),
+    "results of another kind": ("results.json", b'{"train": {"valid_perplexity": "low"}}'),
+    "results nested": ("results.json", b"[" * 100_000),
+    "a model without a head": ("finetune/model.safetensors", b"\xff" * 40),
+    "a model cut short": ("finetune/model.safetensors", b"\x40"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_a_line(damage: str, runs: Path) -> None:
+    name, content = DAMAGE[damage]
+    place = runs / "whole" / name
+    place.unlink()
+    if content is not None:
+        place.write_bytes(content)
+    done = here("runs", runs)
+    assert (done.returncode, done.stderr) == (0, "")
+    [line] = [line for line in done.stdout.splitlines() if "damaged" in line]
+    assert line.startswith(f"whole: damaged: {name}"), line
+    assert line.endswith(f"; see highrank doctor {runs / 'whole'}")
+    assert len(done.stdout.splitlines()) == 4
+    assert listed(runs)["whole"]["state"] == "damaged"
+    refused = here("compare", runs / "begun", runs / "whole")
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "highrank doctor" in refused.stderr
+
+
+def test_records_that_are_none_are_passed_over(runs: Path) -> None:
+    metrics = runs / "whole" / "metrics.jsonl"
+    before = listed(runs)["whole"]
+    with metrics.open("ab") as file:
+        file.write(b'{"stage": 3}\n\xff\xfe\n' + b'{"stage": "finetune", "event": "validation", "epoch": 9')
+    assert listed(runs)["whole"] | {"age_s": 0} == before | {"age_s": 0}
+    keep = results_of(runs / "whole")
+    keep["finetune"]["test"]["perplexity"] = float("inf")
+    (runs / "whole" / "results.json").write_text(json.dumps(keep))
+    assert listed(runs)["whole"]["test_perplexity"] is None
+
+
+def test_folders_without_runs(tmp_path: Path) -> None:
+    done = here("runs", tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no run folders" in done.stderr
+    assert json.loads(here("runs", tmp_path, "--json").stdout) == {"runs": []}
+    missing = here("runs", tmp_path / "none")
+    assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
+    assert "none: no such folder" in missing.stderr
+
+
+def test_a_hundred_runs_without_pytorch(runs: Path) -> None:
+    records = (runs / "whole" / "metrics.jsonl").read_bytes() + b'{"stage": "finetune", "event": "interval"}\n' * 1000
+    for number in range(100):
+        shutil.copytree(runs / "begun", runs / f"many/run-{number:03d}", ignore=shutil.ignore_patterns("train"))
+        (runs / f"many/run-{number:03d}/metrics.jsonl").write_bytes(records)
+    script = "import sys; from highrank.cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    for arguments in (["runs", runs], ["compare", runs / "whole", runs / "begun"]):
+        command = [sys.executable, "-c", script, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "False"
+    assert len(listed(runs)) == 103
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_the_table_on_a_terminal(columns: int, runs: Path) -> None:
+    shown = on_a_terminal(["-m", "highrank", "runs", runs], columns=columns)
+    lines = screen(shown.stream, columns)
+    assert shown.returncode == 0, shown.stream
+    assert len([line for line in lines if line]) <= 4 + 3 * (columns < 200)  # head, three runs, what was left out
+    assert lines[0].startswith("name")
+    assert "valid" in lines[0]
+    assert ("corpus" in lines[0]) == (columns == 200)
+    assert ("too narrow for" in shown.stream) == (columns < 200)
+    piped = here("runs", runs).stdout.splitlines()
+    assert "corpus" in piped[0]
+    assert len({line.index("  M") if "  M" in line else 0 for line in piped[1:]}) == 1, "columns are not aligned"
+
+
+def compared(*arguments: str | Path) -> dict[str, Any]:
+    done = here("compare", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_settings_that_differ_and_results_side_by_side(runs: Path) -> None:
+    config = runs / "begun" / "config.toml"
+    config.write_text(config.read_text().replace("num_components = 3", "num_components = 4"))
+    found = compared(runs / "whole", runs / "begun", runs / "deeper" / "trained")
+    assert found["settings"] == {"model.num_components": [3, 4, 3]}
+    assert found["perplexities_comparable"] is True
+    assert found["obstacles"] == found["notes"] == []
+    whole, begun, trained = found["runs"]
+    results = results_of(runs / "whole")
+    assert whole["stages"]["finetune"]["test_perplexity"] == results["finetune"]["test"]["perplexity"]
+    assert whole["stages"]["train"] == trained["stages"]["train"]
+    assert whole["stages"]["train"]["elapsed_s"] == results["train"]["elapsed_s"]
+    assert whole["dynamic"]["settings"]["lamb"] == results["dynamic"]["settings"]["lamb"]
+    assert begun["dynamic"] is None
+    assert set(begun["stages"]) == {"train"}
+    text = here("compare", runs / "whole", runs / "begun").stdout
+    assert f"{results['dynamic']['valid']['perplexity']:.2f} / {results['dynamic']['test']['perplexity']:.2f}" in text
+    assert "cannot be compared" not in text
+
+
+@pytest.mark.parametrize("what", ["vocabulary", "test text", "held-out length", "training text", "unknown"])
+def test_perplexities_that_cannot_be_compared(what: str, runs: Path) -> None:
+    other = runs / "begun"
+    facts = json.loads((other / "run.json").read_text())
+    if what == "vocabulary":
+        with (other / "vocabulary.txt").open("a") as file:
+            file.write("neverseen\n")
+    elif what == "held-out length":
+        config = (other / "config.toml").read_text()
+        (other / "config.toml").write_text(config.replace("heldout_tokens = 300", "heldout_tokens = 200"))
+    elif what == "unknown":
+        del facts["corpus"]["sha256"]
+    else:
+        facts["corpus"]["sha256"]["test" if what == "test text" else "train"] = "0" * 64
+    (other / "run.json").write_text(json.dumps(facts))
+    found = compared(runs / "whole", other)
+    expected = {
+        "vocabulary": "their vocabularies differ",
+        "test text": "their validation or test texts differ",
+        "held-out length": "the first 200 tokens of small-text",
+        "training text": "not trained on the same text",
+        "unknown": f"the text of {other} is not recorded",
+    }[what]
+    comparable = what in ("training text", "unknown")
+    assert found["perplexities_comparable"] is comparable
+    [said] = found["notes" if comparable else "obstacles"]
+    assert expected in said
+    assert ("perplexities cannot be compared" in here("compare", runs / "whole", other).stdout) is not comparable
+
+
+def measured(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    sha256 = file_sha256(run / "finetune" / "model.safetensors")
+    about = {"format": 1, "stage": "finetune", "split": "test", "model_sha256": sha256}
+    rank = {"contexts": 299, "numerical_rank": 281, "effective_rank": 12.5, "bound": None, "singular_values": [1.0]}
+    gain = {"best_component": {"component": 1, "gain_nats": 0.25}, "control": None}
+    entropies = {"prior_entropy": {"mean_nats": 0.75}, "posterior_entropy": {"mean_nats": 0.5}}
+    return about | rank, about | {"tokens": 299, "dead": [2], "gain": gain} | entropies
+
+
+def test_rank_and_components_where_they_were_measured(runs: Path) -> None:
+    run = runs / "whole"
+    rank, components = measured(run)
+    (run / "rank.json").write_text(json.dumps(rank))
+    (run / "components.json").write_text(json.dumps(components))
+    found = compared(run, runs / "begun")
+    assert found["rank"][0]["numerical_rank"] == 281
+    assert found["components"][0]["gain"] == {"best_component": {"gain_nats": 0.25}}
+    assert found["rank"][1] is found["components"][1] is None
+    rows = {line[:32].strip(): line[32:].split() for line in here("compare", run, runs / "begun").stdout.splitlines()}
+    assert rows["rank"] == ["281", "-"]
+    assert rows["components: dead"] == ["1", "-"]
+    (run / "rank.json").write_text(json.dumps(rank | {"model_sha256": "0" * 64}))
+    (run / "components.json").write_text(json.dumps(components | {"dead": "none"}))
+    found = compared(run, runs / "begun")
+    assert found["rank"] == found["components"] == [None, None]
+    assert "another model" in found["notes"][0]
+    assert "components.json: damaged" in found["notes"][1]
+    (run / "rank.json").write_text(json.dumps(rank | {"effective_rank": float("inf")}))
+    assert "rank.json: damaged" in compared(run, runs / "begun")["notes"][0]
+
+
+def test_folders_that_are_no_runs_are_not_compared(runs: Path) -> None:
+    one = here("compare", runs / "whole")
+    assert (one.returncode, "two run folders" in one.stderr) == (2, True)
+    none = here("compare", runs / "whole", runs)
+    assert (none.returncode, none.stderr.count("\n"), "not a run folder" in none.stderr) == (1, 1, True)
