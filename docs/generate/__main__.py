@@ -10,7 +10,7 @@ from pathlib import Path
 from docs.generate.benchmarks import benchmark_table
 from docs.generate.commands import command_reference
 from docs.generate.original import option_tables
-from docs.generate.results import paper_table, recipe_table, run_list
+from docs.generate.results import paper_table, recipe_table, run_list, tutorial_table
 from docs.generate.settings import settings_reference
 
 __all__ = ["PARTS", "ROOT", "pages", "written"]
@@ -24,6 +24,7 @@ PARTS = {
     "recipes": recipe_table,
     "runs": run_list,
     "settings": settings_reference,
+    "tutorial": tutorial_table,
     "wikitext-2": lambda: paper_table("wikitext-2"),
 }
 MARKED = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)

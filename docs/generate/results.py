@@ -12,7 +12,7 @@ from highrank.data.catalog import CATALOG
 from highrank.report.paper import PAPER
 from highrank.runs import find_recipe, parameter_count, read_config, recipe_names
 
-__all__ = ["RESULTS", "paper_table", "read_results", "recipe_table", "run_list"]
+__all__ = ["RESULTS", "paper_table", "read_results", "recipe_table", "run_list", "tutorial_table"]
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 STAGES = ("train", "finetune", "dynamic")
@@ -66,6 +66,27 @@ def run_list() -> str:
             ]
         )
     return table(["what", "command", "machine", "code", "log"], rows)
+
+
+def tutorial_table() -> str:
+    """What came of the tutorial's commands."""
+    rows = []
+    for name, found in read_results()["tutorial_run.json"]["results"].items():
+        rank = found["rank"]
+        rows.append(
+            [
+                name,
+                f"{found['valid_perplexity']:.1f}",
+                f"{found['test_perplexity']:.1f}",
+                f"{rank['context_features']}",
+                f"{rank['bound']:,}" if rank["bound"] else "none",
+                f"{rank['numerical_rank']:,} of {rank['contexts']:,}",
+                *(f"{at['rank']:,}" for at in rank["ranks"] if at["relative_threshold"] in (1e-3, 1e-6)),
+                f"{rank['mean_kl_nats']:.2f}",
+            ]
+        )
+    head = ["run", "valid", "test", "D", "bound", "rank", "above 1e-3", "above 1e-6", "mean KL, nats"]
+    return table(head, rows, numbers=range(1, len(head)))
 
 
 def recipe_table() -> str:

@@ -3,7 +3,8 @@
 A block of ``bash`` or ``python`` runs as it stands, unless a comment on the line before it says otherwise:
 
     <!-- not run: reason -->               only checked: parsers, recipes, targets, extras and syntax have to know it
-    <!-- run with: --set train.epochs=1 --> these words are added to each training command: a smaller model, less text
+    <!-- run with: --set train.epochs=1 --> these words are added to each training command of the block, or, where it
+                                            has none, to each highrank command: a smaller model, less text
     <!-- first: code -->                   Python that runs before the block, for the names that the page leaves open
 
 A block of another language with a ``title`` is a file that the reader writes; without one it is only shown.
@@ -18,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,7 @@ def run(block: Block, folder: Path, names: dict[str, Any]) -> str:
             exec(compile(block.text, block.place, "exec"), names)
         return said.getvalue()
     if block.language == "bash":
-        more = shlex.split(block.words) if block.mark == "run with" else []
-        return "".join(_command(line, more, block.place) for line in commands(block))
+        return "".join(_command(words, block.place) for words in _with_more(block))
     assert block.language in SHOWN, f"{block.place}: a block of {block.language!r}, which no test knows how to run"
     if block.title:
         assert not Path(block.title).is_absolute()
@@ -103,14 +103,22 @@ def check(block: Block, folder: Path) -> None:
             raise AssertionError(f"{block.place}: {line}: {error}") from error
 
 
-def _command(line: str, more: Sequence[str], place: str) -> str:
-    words = shlex.split(line, comments=True)
+def _with_more(block: Block) -> Iterator[list[str]]:
+    """The commands of a block as words, with what its mark adds to them."""
+    lines = [shlex.split(line, comments=True) for line in commands(block)]
+    more = shlex.split(block.words) if block.mark == "run with" else []
+    training = any(words[:2] in (["highrank", each] for each in TRAINING) for words in lines)
+    for words in lines:
+        takes_more = words[0] == "highrank" and (words[1] in TRAINING or not training)
+        yield words + more if takes_more else words
+
+
+def _command(words: list[str], place: str) -> str:
+    line = shlex.join(words)
     if words[0] != "highrank":
-        done = subprocess.run(["bash", "-ec", line], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, f"{place}: {line}: {done.stderr}"
         return done.stdout
-    if words[1] in TRAINING:
-        words += more
     # In this process, as its tests do: starting Python and PyTorch takes longer than what these commands do.
     said, noticed = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(noticed):
