@@ -30,7 +30,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--matrix",
         metavar="FILE",
         type=Path,
-        help="instead of runs: log-probabilities (contexts, words) in a .npy file, or the one tensor of a .safetensors file",
+        help="instead of runs: log-probabilities (contexts, words), a .npy or a .safetensors file of one tensor",
     )
     add_split_option(parser)
     parser.add_argument(

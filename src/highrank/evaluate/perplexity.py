@@ -7,27 +7,43 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from highrank.data.batches import Columns
+from highrank.functional import MixtureStatistics
+from highrank.heads import MixtureOfSoftmaxes
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
 from highrank.workers import ALONE, Workers
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["ComponentUse", "Evaluation", "evaluate"]
+
+# What is summed of the components is rounded to such steps first: whole numbers, whose sum is exact in any order.
+STEPS_PER_UNIT = 2.0**30
+
+
+class ComponentUse(NamedTuple):
+    """Means over the predicted tokens: of each component's prior and posterior, and of the prior's entropy."""
+
+    mean_prior: list[float]
+    mean_posterior: list[float]
+    prior_entropy_nats: float
 
 
 class Evaluation(NamedTuple):
-    """loss_nats is the mean over ``tokens`` predictions and perplexity its exponential."""
+    """loss_nats is the mean over ``tokens`` predictions and perplexity its exponential; components None: the head
+    has no components (a mixture of contexts has none that predict)."""
 
     loss_nats: float
     perplexity: float
     tokens: int
     elapsed_s: float
+    components: ComponentUse | None = None
 
     @classmethod
-    def of(cls, loss_nats: float, tokens: int, started: float) -> "Evaluation":
+    def of(cls, loss_nats: float, tokens: int, started: float, components: ComponentUse | None = None) -> "Evaluation":
         # exp overflows beyond 709 nats, where a perplexity says nothing anyway.
-        return cls(loss_nats, math.exp(min(loss_nats, 700.0)), tokens, time.perf_counter() - started)
+        return cls(loss_nats, math.exp(min(loss_nats, 700.0)), tokens, time.perf_counter() - started, components)
 
     def in_the_paper_way(self, batch: int) -> "Evaluation":
         """The same evaluation as the original code counts it: T - 1 predictions a column, divided by T."""
@@ -63,19 +79,31 @@ def evaluate(
     try:
         state = model.initial_state(batch)
         total = torch.zeros((), dtype=torch.float64, device=device)
+        components = model.head.num_components if isinstance(model.head, MixtureOfSoftmaxes) else 1
+        used = torch.zeros(2 * components + 1, dtype=torch.float64, device=device)
         done = 0
         for index, part in enumerate(columns.segments(segment)):
             if workers.owner(index) != workers.rank:
                 state = model.backbone(part.tokens.to(device), state).state
                 continue
-            output = model(part.tokens.to(device), part.target.to(device), state, reduction="none")
+            output = model.backbone(part.tokens.to(device), state)
             state = output.state
-            total += output.loss.sum(dtype=torch.float64)
+            statistics = model.head.statistics(output.hidden, part.target.to(device), reduction="none")
+            total += statistics.loss.sum(dtype=torch.float64)
+            used += _use(statistics)
             done += part.target.numel()
             if display is not SILENT:
                 display.progress(what, done * workers.count, columns.predicted_tokens, total.item() / done)
-        workers.add_up([total])
+        workers.add_up([total, used])
         predicted = columns.predicted_tokens
-        return Evaluation.of(total.item() / predicted, predicted, started)
+        means = (used / STEPS_PER_UNIT / predicted).tolist()
+        use = ComponentUse(means[:components], means[components:-1], means[-1]) if components > 1 else None
+        return Evaluation.of(total.item() / predicted, predicted, started, use)
     finally:
         model.train(training)
+
+
+def _use(statistics: MixtureStatistics) -> Tensor:
+    """Sums over the tokens, in steps: of priors (K), posteriors (K) and prior entropies (1), in one tensor."""
+    each = (statistics.prior, statistics.posterior, statistics.prior_entropy.unsqueeze(-1))
+    return torch.cat([(part.double() * STEPS_PER_UNIT).round().flatten(0, -2).sum(0) for part in each])

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from highrank.data.batches import Columns
@@ -57,6 +58,7 @@ class Recorder:
                 "loss_nats": evaluation.loss_nats,
                 "perplexity": evaluation.perplexity,
                 "averaging": position.averaging,
+                **({} if evaluation.components is None else evaluation.components._asdict()),
             },
         )
         if position.step == 0:
@@ -81,5 +83,13 @@ class Recorder:
         where = {"stage": self.stage, "event": event, "epoch": position.epoch, "step": position.step}
         self.run.add_metrics(where | figures | {"elapsed_s": round(position.elapsed_s, 3)})
         if self._tensorboard is not None:
-            named = {f"{event}/{name}": float(value) for name, value in figures.items()}
-            self._tensorboard.add(named, position.step)
+            self._tensorboard.add(dict(_named(event, figures)), position.step)
+
+
+def _named(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """One number after the other: those of a list by their place, ``validation/mean_prior/0``."""
+    if isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _named(f"{name}/{key}", part)
+    else:
+        yield name, float(value)
