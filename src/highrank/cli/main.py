@@ -18,11 +18,13 @@ from highrank.cli import (
     generate,
     import_model,
     rank,
+    report,
     run,
     runs,
     train,
 )
-from highrank.cli.launch import AFTER_LOSS, launch, launched, leave, report, restarted
+from highrank.cli.launch import AFTER_LOSS, launch, launched, leave, restarted
+from highrank.cli.launch import report as print_error
 from highrank.errors import UserError
 
 __all__ = ["main"]
@@ -35,6 +37,7 @@ COMMANDS = (
     dynamic_eval,
     rank,
     components,
+    report,
     generate,
     explore,
     run,
@@ -75,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         return int(arguments.run(arguments))
     except UserError as error:
-        report(error)
+        print_error(error)
         return error.exit_code
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported here

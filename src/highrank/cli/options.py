@@ -15,6 +15,7 @@ __all__ = [
     "add_training_options",
     "add_workers_options",
     "not_negative",
+    "not_negative_int",
     "positive_int",
 ]
 
@@ -23,6 +24,13 @@ def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return value
+
+
+def not_negative_int(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
     return value
 
 

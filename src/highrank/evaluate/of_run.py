@@ -178,7 +178,7 @@ def cached_statistics(
     display: Display,
     workers: Workers = ALONE,
 ) -> GradientStatistics:
-    """The pass over the training text, once for a model, a text and its settings: from then on it is kept in the run."""
+    """The pass over the training text, once for a model, a text and its settings; then it is read from the run."""
     path, batch = _statistics_file(run, stage, corpus, settings, workers)
     known = workers.first(lambda: _read_statistics(path, model, display))
     if known is not None:

@@ -1,4 +1,4 @@
-"""A passage of text, word by word: what the model predicted there, and what it predicts once it has learnt on the way."""
+"""A passage of text, word by word: what a model predicts there, as it was trained and once it has learnt on the way."""
 
 from typing import NamedTuple
 

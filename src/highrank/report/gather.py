@@ -1,0 +1,237 @@
+"""What a report shows of its runs: read where it is there, measured where that is cheap or asked for."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+
+from highrank.data import Corpus
+from highrank.data.vocabulary import END_OF_LINE
+from highrank.errors import UserError
+from highrank.evaluate import (
+    DynamicSettings,
+    GradientStatistics,
+    Passage,
+    cached_statistics,
+    components_run,
+    dynamic_settings,
+    known_statistics,
+    line_start,
+    rank_run,
+    read_passage,
+)
+from highrank.files import file_sha256
+from highrank.progress import SILENT, Display
+from highrank.report.history import History, history_of
+from highrank.report.measured import Components, RankFigures, checked, read_components, read_rank
+from highrank.runs import RunFolder, parameter_count
+
+__all__ = ["Subject", "Wanted", "check_comparable", "gather"]
+
+RANK_FILE, COMPONENTS_FILE = "rank.json", "components.json"
+SPLIT = "test"
+LISTED_WORDS = 5
+
+
+class Wanted(NamedTuple):
+    """What to measure if the run does not have it yet (rank: minutes to hours; components: a pass over the test text;
+    dynamic: a pass over the training text), and the passage: so many words of the test text (0: none) from the first
+    line on that begins at or after ``passage_from``."""
+
+    rank: bool = False
+    components: bool = True
+    dynamic: bool = False
+    passage_words: int = 200
+    passage_from: int = 1000
+
+
+@dataclass
+class Subject:
+    """A run of the report, under a short name of its own. ``notes``: why a part of it is missing, by part: "rank",
+    "components", "passage", "dynamic"."""
+
+    label: str
+    run: RunFolder
+    parameters: int
+    history: History
+    stage: str | None  # of the model, None if there is none yet
+    rank: RankFigures | None = None
+    components: Components | None = None
+    passage: Passage | None = None
+    settings: DynamicSettings | None = None  # of dynamic evaluation, if the passage has it
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def noted(self, part: str) -> Iterator[None]:
+        """What a user could mend is told in the report, in the place of the part: the others can still be shown."""
+        try:
+            yield
+        except UserError as error:
+            self.notes[part] = str(error)
+
+
+def gather(
+    runs: Sequence[RunFolder],
+    corpus_of: Callable[[RunFolder], Corpus],
+    wanted: Wanted,
+    *,
+    device: torch.device | str = "cpu",
+    display: Display = SILENT,
+) -> list[Subject]:
+    """Raises UserError if the runs cannot be compared: one is given twice, or they have different vocabularies."""
+    check_comparable(runs)
+    subjects = []
+    for label, run in zip(_labels([run.path for run in runs]), runs, strict=True):
+        subject = Subject(
+            label, run, parameter_count(run.config, len(run.vocabulary)), history_of(run), _last_stage(run)
+        )
+        subjects.append(subject)
+        if subject.stage is None:
+            subject.notes |= dict.fromkeys(
+                ("rank", "components", "passage"), f"{label} has no trained model yet: train it first"
+            )
+            continue
+        corpus = None
+        with subject.noted("passage"):
+            corpus = corpus_of(run)
+        _add_rank(subject, subject.stage, corpus if wanted.rank else None, device, display)
+        _add_components(subject, subject.stage, corpus if wanted.components else None, device, display)
+        if corpus is not None and wanted.passage_words:
+            with subject.noted("passage"):
+                _add_passage(subject, subject.stage, corpus, wanted, device, display)
+    return subjects
+
+
+def check_comparable(runs: Sequence[RunFolder]) -> None:
+    """Raises UserError naming the first two runs that cannot stand in one report, and why."""
+    first, *others = runs
+    for run in others:
+        ours, theirs = first.vocabulary.words, run.vocabulary.words
+        if ours == theirs:
+            continue
+        if len(ours) != len(theirs):
+            how = f"{len(ours):,} and {len(theirs):,} words"
+        else:
+            place = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+            how = f"word {place} is {ours[place]!r} and {theirs[place]!r}"
+        raise UserError(
+            f"{first.path} and {run.path} have different vocabularies ({how}): neither their perplexities nor their "
+            "predictions can be compared; make a report of each"
+        )
+    resolved = Counter(run.path.resolve() for run in runs)
+    twice = [path for path, count in resolved.items() if count > 1]
+    if twice:
+        raise UserError(f"{twice[0]}: given twice", exit_code=2)
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    length = 1
+    while len({part[-length:] for part in parts}) < len(parts):
+        length += 1
+    return ["/".join(part[-length:]) for part in parts]
+
+
+def _last_stage(run: RunFolder) -> str | None:
+    try:
+        return run.last_stage()
+    except UserError:
+        return None
+
+
+def _add_rank(
+    subject: Subject, stage: str, corpus: Corpus | None, device: torch.device | str, display: Display
+) -> None:
+    path = subject.run.path / RANK_FILE
+    with subject.noted("rank"):
+        if path.exists():
+            found = read_rank(path)
+            if _is_of(subject.run, stage, found.stage, found.model_sha256):
+                subject.rank = found
+                return
+        if corpus is not None:
+            values = rank_run(subject.run, corpus, SPLIT, stage=stage, device=device, display=display)
+            subject.rank = checked(values, RankFigures, path)
+            return
+        older = " on the model as it is now" if path.exists() else ""
+        raise UserError(
+            f"not measured{older}: highrank rank {subject.run.path}, or highrank report --rank, measures it"
+        )
+
+
+def _add_components(
+    subject: Subject, stage: str, corpus: Corpus | None, device: torch.device | str, display: Display
+) -> None:
+    path = subject.run.path / COMPONENTS_FILE
+    head = subject.run.config.model.head
+    if head == "softmax":
+        subject.notes["components"] = "one softmax: it has no components"
+        return
+    if head == "mixture-of-contexts":
+        subject.notes["components"] = "a mixture of contexts: its components have no predictions of their own"
+        return
+    with subject.noted("components"):
+        if path.exists():
+            found = read_components(path)
+            if _is_of(subject.run, stage, found.stage, found.model_sha256):
+                subject.components = found
+                return
+        if corpus is not None:
+            values = components_run(subject.run, corpus, SPLIT, stage=stage, device=device, display=display)
+            subject.components = checked(values, Components, path)
+            return
+        older = " on the model as it is now" if path.exists() else ""
+        raise UserError(f"not measured{older}: highrank components {subject.run.path} measures it")
+
+
+def _is_of(run: RunFolder, stage: str, measured_stage: str, sha256: str) -> bool:
+    """Were the figures measured on the model that the run has now?"""
+    return measured_stage == stage and file_sha256(run.best_model_path(stage)) == sha256
+
+
+def _add_passage(
+    subject: Subject, stage: str, corpus: Corpus, wanted: Wanted, device: torch.device | str, display: Display
+) -> None:
+    run = subject.run
+    tokens = corpus.tokens[SPLIT]
+    settings = dynamic_settings(run)
+    recorded = run.results.get("dynamic", {})
+    if recorded.get("stage") == stage:  # as it was scored, after a search perhaps
+        with subject.noted("dynamic"):
+            settings = _recorded_settings(recorded, settings)
+    model = run.load_model(stage, device=device)
+    statistics: GradientStatistics | None = None
+    with subject.noted("dynamic"):
+        statistics = known_statistics(run, stage, model, corpus, settings, display=display)
+        if statistics is None and wanted.dynamic:
+            statistics = cached_statistics(run, stage, model, corpus, settings, display)
+        if statistics is None:
+            raise UserError(
+                f"without dynamic evaluation: highrank dynamic-eval {run.path}, or highrank report --dynamic, makes the "
+                "gradient statistics that it needs"
+            )
+    # A short text is shown from early on, or there would be nothing left to show.
+    wanted_start = min(wanted.passage_from, max(1, len(tokens) - wanted.passage_words))
+    subject.passage = read_passage(
+        model,
+        tokens,
+        start=line_start(tokens, wanted_start, run.vocabulary.index.get(END_OF_LINE)),
+        length=wanted.passage_words,
+        top=LISTED_WORDS,
+        adaptation=None if statistics is None else (statistics, settings),
+        display=display,
+    )
+    subject.settings = None if statistics is None else settings
+
+
+def _recorded_settings(recorded: dict[str, object], default: DynamicSettings) -> DynamicSettings:
+    try:
+        return msgspec.convert(recorded["settings"], DynamicSettings)
+    except (KeyError, msgspec.ValidationError):
+        return default

@@ -1,0 +1,253 @@
+"""The report as one HTML file: everything inside, nothing fetched, all text escaped."""
+
+import html
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import altair as alt
+import jinja2
+import msgspec
+import vl_convert
+from markupsafe import Markup
+
+from highrank import __version__
+from highrank.evaluate import PAPER_RANKS
+from highrank.report.figure import Figure
+from highrank.report.gather import Subject
+from highrank.report.measured import Components, RankFigures
+from highrank.report.paper import PAPER, SOURCE
+from highrank.report.passage_view import passage_data, passage_words
+from highrank.report.results import STAGE_TITLES, paper_of, result_rows
+from highrank.report.training_figures import MEASURES
+from highrank.runs import to_toml
+
+__all__ = ["render", "vegalite_version"]
+
+STATIC_WIDTH = 640  # of a plot where there is no script
+PLACES = {"epoch": "epochs", "tokens": "tokens", "time": "time"}
+
+
+def render(subjects: Sequence[Subject], figures: Sequence[Figure], *, date: str, command: str) -> str:
+    """The whole page. ``command`` made it, on ``date``."""
+    groups: dict[str, list[Figure]] = {}
+    for figure in figures:
+        groups.setdefault(figure.group, []).append(figure)
+    training, spectrum = groups.pop("training", []), groups.pop("spectrum", [])
+    ranks = {subject.label: subject.rank for subject in subjects if subject.rank is not None}
+    rows = result_rows(subjects)
+    cells = [cell for row in rows for cell in row.cells.values()]
+    read = [subject for subject in subjects if subject.passage is not None]
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(_part("page.html")).render(
+        title=", ".join(subject.label for subject in subjects),
+        subtitle=_subtitle(subjects),
+        version=__version__,
+        date=date,
+        report_command=command,
+        source=SOURCE,
+        css=Markup(_part("page.css")),
+        js=Markup(_part("page.js")),
+        vega=Markup(_inside_script(vl_convert.javascript_bundle(vl_version=vegalite_version()))),
+        data=Markup(_embedded(_data(read, figures))),
+        static={figure.name: _static(figure) for figure in figures},
+        subjects=subjects,
+        stages=STAGE_TITLES,
+        duration=_duration,
+        rows=rows,
+        any_best=any(cell.best for cell in cells),
+        any_so_far=any(cell.so_far for cell in cells),
+        result_notes=_result_notes(subjects),
+        training=training,
+        measures=[(measure, measure) for measure in MEASURES],
+        places=[(place, text) for place, text in PLACES.items() if _has(training, place)],
+        validations=[(one.label, point) for one in subjects for point in one.history.validations],
+        training_notes=[
+            f"{subject.label}: no record of its training (an imported model has none)"
+            for subject in subjects
+            if not subject.history.points
+        ],
+        spectrum=spectrum,
+        ranks=ranks,
+        thresholds=_common_thresholds(list(ranks.values())),
+        above=_above,
+        paper_ranks=PAPER_RANKS if paper_of(subjects) is PAPER["penn"] else (),
+        rank_notes=_notes(subjects, "rank"),
+        components={subject.label: subject.components for subject in subjects if subject.components is not None},
+        component_plots=[figure for group in groups.values() for figure in group],
+        dead_names=_dead_names,
+        component_notes=_notes(subjects, "components"),
+        passages=[_passage(subject) for subject in read],
+        passage_choices=[(str(number), subject.label) for number, subject in enumerate(read)],
+        passage_notes=_notes(subjects, "passage") + _notes(read, "dynamic"),
+        differences=_differences(subjects),
+        machines=[_machine(subject) for subject in subjects],
+    )
+
+
+def vegalite_version() -> str:
+    """The Vega-Lite that Altair writes, as vl-convert names it."""
+    return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+
+
+def _part(name: str) -> str:
+    return files("highrank.report").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _data(read: Sequence[Subject], figures: Sequence[Figure]) -> dict[str, Any]:
+    return {
+        "figures": {figure.name: figure.specification("page") for figure in figures},
+        "passages": [
+            passage_data(subject.passage, subject.run.vocabulary) for subject in read if subject.passage is not None
+        ],
+    }
+
+
+def _embedded(value: object) -> str:
+    """JSON that ends no script element, whatever words it holds."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _inside_script(code: str) -> str:
+    """In a string or a regular expression of JavaScript ``\\/`` is a slash."""
+    return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _static(figure: Figure) -> Markup:
+    svg = vl_convert.vegalite_to_svg(
+        figure.specification("page", width=STATIC_WIDTH if figure.paper_width > 400 else figure.paper_width),
+        vl_version=vegalite_version(),
+    )
+    # Names of clipping paths must be unique in the page. Vega has escaped all text.
+    name = html.escape(figure.name)
+    return Markup(svg.replace('id="clip', f'id="{name}-clip').replace("url(#clip", f"url(#{name}-clip"))
+
+
+def _has(training: Sequence[Figure], place: str) -> bool:
+    return any(figure.name.endswith(f"-by-{place}") for figure in training)
+
+
+def _subtitle(subjects: Sequence[Subject]) -> str:
+    names = {_fact(subject, "corpus", "name") or subject.run.config.data.corpus for subject in subjects}
+    runs = "one run" if len(subjects) == 1 else f"{len(subjects)} runs"
+    return f"{runs} on {', '.join(sorted(names))}, {len(subjects[0].run.vocabulary):,} words"
+
+
+def _result_notes(subjects: Sequence[Subject]) -> list[str]:
+    notes = []
+    if paper_of(subjects):
+        notes.append(f"The paper: {SOURCE}. Its code counts one prediction too few, so its figures are a little low.")
+    tests = {_fact(subject, "corpus", "sha256", "test") for subject in subjects}
+    limits = {subject.run.config.data.heldout_tokens for subject in subjects}
+    if len(tests) > 1 or len(limits) > 1:
+        notes.append("These runs were not all scored on the same text: their perplexities cannot be set side by side.")
+    return notes
+
+
+def _notes(subjects: Sequence[Subject], part: str) -> list[str]:
+    return [
+        note if subject.label in note else f"{subject.label}: {note}"
+        for subject in subjects
+        if (note := subject.notes.get(part)) is not None
+    ]
+
+
+def _passage(subject: Subject) -> dict[str, Any]:
+    assert subject.passage is not None
+    read = subject.passage
+    said = f"{len(read.words)} words from position {read.start:,} of the test text; all the text before was read too"
+    if subject.settings is not None:
+        chosen = subject.settings
+        said += (
+            f". After: weights that have learnt from that text segment by segment (dynamic evaluation, lr {chosen.lr:g}, "
+            f"lamb {chosen.lamb:g}, segments of {chosen.bptt})"
+        )
+    return {
+        "label": subject.label,
+        "said": f"{said}.",
+        "has_after": read.after is not None,
+        "words": passage_words(read, subject.run.vocabulary),
+    }
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+
+
+def _common_thresholds(ranks: Sequence[RankFigures]) -> list[float]:
+    listed = [[each.relative_threshold for each in rank.ranks] for rank in ranks]
+    return [threshold for threshold in (listed[0] if listed else []) if all(threshold in each for each in listed)][:4]
+
+
+def _above(rank: RankFigures, threshold: float) -> str:
+    return next(f"{each.rank:,}" for each in rank.ranks if each.relative_threshold == threshold)
+
+
+def _dead_names(found: Components) -> str:
+    return ", ".join(str(component + 1) for component in found.dead)
+
+
+def _differences(subjects: Sequence[Subject]) -> list[tuple[str, list[str]]]:
+    values = [_flat(subject) for subject in subjects]
+    return [
+        (name, [str(each[name]) for each in values])
+        for name in values[0]
+        if len({str(each[name]) for each in values}) > 1
+    ]
+
+
+def _flat(subject: Subject) -> dict[str, object]:
+    sections: Mapping[str, Mapping[str, object]] = msgspec.to_builtins(subject.run.config)
+    return {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+
+
+def _machine(subject: Subject) -> dict[str, Any]:
+    run = subject.run
+    facts = [
+        ("run folder", str(run.path.resolve())),
+        ("begun", _fact(subject, "created")),
+        ("highrank", _fact(subject, "versions", "highrank")),
+        ("PyTorch", _fact(subject, "versions", "torch")),
+        ("Python", _fact(subject, "versions", "python")),
+        ("machine", _fact(subject, "machine", "platform")),
+        ("cores", _fact(subject, "machine", "cores")),
+        ("threads", _fact(subject, "machine", "torch_threads")),
+        ("corpus", _fact(subject, "corpus", "name")),
+        ("training text, SHA-256", _fact(subject, "corpus", "sha256", "train")),
+        ("test text, SHA-256", _fact(subject, "corpus", "sha256", "test")),
+        ("parameters", f"{subject.parameters:,}"),
+    ]
+    command = run.facts.get("command")
+    said = ""
+    if isinstance(command, list) and len(command) > 1 and all(isinstance(word, str) for word in command):
+        said = shlex.join(["highrank", *command[1:]])
+    results = run.results
+    whole = "finetune" in results or "dynamic" in results
+    again = ["highrank", "run" if whole else "train", str(run.path / "config.toml"), "--out", "NEW-FOLDER"]
+    folder = _fact(subject, "corpus", "folder")
+    return {
+        "label": subject.label,
+        "facts": [(name, value) for name, value in facts if value],
+        "command": said,
+        "again": shlex.join([*again, *(["--data", folder] if folder else [])]),
+        "toml": to_toml(run.config).strip(),
+    }
+
+
+def _fact(subject: Subject, *path: str) -> str:
+    """What run.json says there, as text; nothing if it does not."""
+    value: Any = subject.run.facts
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return str(value) if isinstance(value, str | int) else ""

@@ -1,0 +1,91 @@
+"""From runs to files: the page, and its plots for papers."""
+
+import csv
+import io
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from highrank.errors import UserError
+from highrank.files import explained, write_bytes, write_text
+from highrank.report.gather import Subject
+
+if TYPE_CHECKING:
+    from highrank.report.figure import Figure
+
+__all__ = ["check_plotting", "figures_of", "write_figures", "write_page"]
+
+LIMIT_BYTES = 8_000_000
+
+
+def check_plotting() -> None:
+    """Raises UserError if the libraries of the extra are not there. To be called before anything is measured."""
+    try:
+        import altair  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"a report needs {error.name}, which is not installed: pip install 'highrank[report]'"
+        ) from error
+
+
+def figures_of(subjects: Sequence[Subject]) -> "list[Figure]":
+    """All plots that there is something for."""
+    from highrank.report.model_figures import component_figures, spectrum_figures
+    from highrank.report.training_figures import training_figures
+
+    ranks = {subject.label: subject.rank for subject in subjects if subject.rank is not None}
+    components = {subject.label: subject.components for subject in subjects if subject.components is not None}
+    return [
+        *training_figures({subject.label: subject.history for subject in subjects}),
+        *spectrum_figures(ranks),
+        *component_figures(components),
+    ]
+
+
+def write_page(path: Path, subjects: Sequence[Subject], figures: "Sequence[Figure]", *, command: str) -> int:
+    """Write the page; returns its size in bytes."""
+    from highrank.report.page import render
+
+    page = render(subjects, figures, date=time.strftime("%Y-%m-%d"), command=command).encode()
+    if len(page) > LIMIT_BYTES:
+        raise UserError(
+            f"{path}: the report would have {len(page):,} bytes, more than {LIMIT_BYTES:,}; take a shorter passage "
+            "(--words) or fewer runs"
+        )
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, page)
+    return len(page)
+
+
+def write_figures(folder: Path, figures: "Sequence[Figure]") -> list[Path]:
+    """Each plot as SVG and PDF, as wide as a column, and its data as CSV. Returns the files."""
+    import vl_convert
+
+    from highrank.report.page import vegalite_version
+
+    written = []
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for figure in figures:
+            specification = figure.specification("paper")
+            svg = vl_convert.vegalite_to_svg(specification, vl_version=vegalite_version())
+            pdf = vl_convert.vegalite_to_pdf(specification, vl_version=vegalite_version())
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", figure.name)
+            paths = [folder / f"{name}{ending}" for ending in (".svg", ".pdf", ".csv")]
+            write_text(paths[0], svg)
+            write_bytes(paths[1], pdf)
+            write_text(paths[2], _as_csv(figure.rows))
+            written += paths
+    return written
+
+
+def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
