@@ -15,12 +15,9 @@ from highrank.heads import Head, MixtureOfContexts, MixtureOfSoftmaxes
 
 __all__ = [
     "adapted_html",
-    "changes_html",
-    "components_html",
     "header_html",
     "message_html",
-    "prediction_html",
-    "reading_html",
+    "view_html",
 ]
 
 COLOURS = 10  # classes hr-c0 ... of the style sheet; beyond them colours come again, and numbers tell
@@ -42,7 +39,17 @@ def message_html(text: str) -> str:
     return f"<p class='hr-message' role='status'>{escape(text)}</p>"
 
 
-def reading_html(reading: Reading) -> str:
+def view_html(view: View, vocabulary: Vocabulary, head: Head, temperature: float) -> str:
+    """What the model reads, what comes next, and what is behind it."""
+    return (
+        _reading(view.reading)
+        + _prediction(view, vocabulary, temperature)
+        + _changes(view.changes, vocabulary)
+        + _components(view, vocabulary, head)
+    )
+
+
+def _reading(reading: Reading) -> str:
     """The context as the model reads it."""
     chips = [_chip(END_OF_LINE, "", "a line begins")]
     for word in reading.words:
@@ -57,15 +64,15 @@ def reading_html(reading: Reading) -> str:
         names = ", ".join(f"“{escape(word)}”" for word in reading.unknown[:8]) + (
             "…" if len(reading.unknown) > 8 else ""
         )
-        becomes = "is left out" if any(word.read is None for word in reading.words) else f"is read as {escape(UNKNOWN)}"
-        said.append(f"Not in the vocabulary: {names}; each {becomes}.")
+        left_out = any(word.read is None for word in reading.words)
+        said.append(f"Not in the vocabulary, so {'left out' if left_out else f'read as {escape(UNKNOWN)}'}: {names}.")
     if reading.dropped:
         said.append(f"Only the last {len(reading.words):,} words are read.")
     note = f"<p class='hr-note hr-said'>{' '.join(said)}</p>" if said else ""
     return f"<p class='hr-reading'><span class='hr-label'>The model reads</span> {' '.join(chips)}</p>{note}"
 
 
-def prediction_html(view: View, vocabulary: Vocabulary, temperature: float) -> str:
+def _prediction(view: View, vocabulary: Vocabulary, temperature: float) -> str:
     """The likeliest next words: one table, or the trained and the adapted one side by side on one scale."""
     both = [view.trained] if view.adapted is None else [view.trained, view.adapted]
     longest = max(float(prediction.log_prob[0].exp()) for prediction in both)
@@ -81,7 +88,7 @@ def prediction_html(view: View, vocabulary: Vocabulary, temperature: float) -> s
     return f"<div class='hr-side-by-side'>{''.join(tables)}</div>{note}"
 
 
-def components_html(view: View, vocabulary: Vocabulary, head: Head) -> str:
+def _components(view: View, vocabulary: Vocabulary, head: Head) -> str:
     """Weights and words of the components; or what there is instead."""
     now = view.adapted or view.trained
     if isinstance(head, MixtureOfSoftmaxes):
@@ -109,7 +116,7 @@ def components_html(view: View, vocabulary: Vocabulary, head: Head) -> str:
     return _section("Components behind it", note, "")
 
 
-def changes_html(changes: Sequence[Change], vocabulary: Vocabulary) -> str:
+def _changes(changes: Sequence[Change], vocabulary: Vocabulary) -> str:
     """The words whose probability after the context the adaptation changed most."""
     if not changes:
         return ""
@@ -120,7 +127,7 @@ def changes_html(changes: Sequence[Change], vocabulary: Vocabulary) -> str:
         for change in changes
     )
     table = (
-        "<table class='hr-table'><thead><tr><th scope='col'>word</th><th scope='col'>trained</th>"
+        "<table class='hr-table hr-changes'><thead><tr><th scope='col'>word</th><th scope='col'>trained</th>"
         f"<th scope='col'>adapted</th><th scope='col'>change</th></tr></thead><tbody>{rows}</tbody></table>"
     )
     return _section("What adapting changed most, after this context", "", table)
@@ -204,10 +211,10 @@ def _component_card(k: int, weight: float, before: float | None, now: Prediction
         f"<tr><th scope='row'>{_word(vocabulary.words[word])}</th><td>{_percent(p)}</td></tr>"
         for word, p in zip(words, probabilities, strict=True)
     )
-    was = "" if before is None else f" <span class='hr-was'>(was {_percent(before)})</span>"
+    was = "" if before is None else f"<span class='hr-was'>{_percent(before)} →</span> "
     return (
         f"<div class='hr-card' data-component='{k + 1}'><h3><i class='hr-dot {_colour(k)}'></i>Component {k + 1}</h3>"
-        f"<p class='hr-weight'>weight <b>{_percent(weight)}</b>{was}</p>"
+        f"<p class='hr-weight'>weight {was}<b>{_percent(weight)}</b></p>"
         f"<span class='hr-bar'><i class='{_colour(k)}' style='width:{100 * weight:.2f}%'></i></span>"
         f"<table class='hr-table'><tbody>{rows}</tbody></table></div>"
     )
@@ -243,7 +250,9 @@ def _colour(k: int) -> str:
 
 
 def _percent(p: float) -> str:
-    return f"{100 * p:.3g}%" if p >= 1e-5 else f"{100 * p:.0e}%"
+    if p >= 0.9995:
+        return "100%"
+    return f"{100 * p:#.3g}%" if p >= 1e-5 else f"{100 * p:.0e}%"
 
 
 def _number(x: float) -> str:

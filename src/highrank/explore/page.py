@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Read when Gradio is imported: no telemetry, no look for a newer version, nothing recorded.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -21,8 +22,10 @@ MOST_WORDS = 30
 SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 MONO_FONTS = ("ui-monospace", "Consolas", "monospace")
 # How the page is mounted: nothing from other hosts, no footer of links, no run history in the browser.
-MOUNT = {
-    "theme": gr.themes.Default(primary_hue="blue", font=SYSTEM_FONTS, font_mono=MONO_FONTS),
+MOUNT: dict[str, Any] = {
+    "theme": gr.themes.Default(primary_hue="blue", font=SYSTEM_FONTS, font_mono=MONO_FONTS).set(
+        block_info_text_color="*neutral_500", block_info_text_color_dark="*neutral_400"
+    ),
     "css": (Path(__file__).parent / "page.css").read_text(encoding="utf-8"),
     "footer_links": [],
     "run_history": False,
@@ -36,58 +39,51 @@ MOUNT = {
 
 
 def make_page(explorer: Explorer) -> gr.Blocks:
-    """Context in, distribution and components out, live; below, a text to adapt to."""
-    page = gr.Blocks(title=f"highrank explore: {explorer.run.path.name}", analytics_enabled=False)
+    """Context in, distribution and components out, live; beside it, a text to adapt to."""
+    page = gr.Blocks(title=f"highrank explore: {explorer.run.path.name}", analytics_enabled=False, fill_width=True)
     with page:
         _html(markup.header_html(explorer))
-        context = gr.Textbox(
-            _first_context(explorer),
-            label="Context",
-            info="What comes next? Words as the training text has them, separated by spaces; Shift+Enter ends a line.",
-            lines=2,
-            elem_id="context",
-            autofocus=True,
-        )
         with gr.Row():
-            temperature = gr.Slider(
-                0.1,
-                3,
-                1,
-                step=0.05,
-                label="Temperature",
-                info="Divides the mixture's log-probabilities: below 1 sharper, above 1 flatter.",
-                elem_id="temperature",
-            )
-            top = gr.Slider(1, MOST_WORDS, 10, step=1, label="Words shown", info="The likeliest.", elem_id="top")
-        reading = _html(elem_id="reading")
-        prediction = _html(elem_id="prediction")
-        changes = _html(elem_id="changes")
-        components = _html(elem_id="components")
-        _html(
-            "<h2>Adapt to a text</h2><p class='hr-note'>Dynamic evaluation: the model reads the text a few words at a "
-            "time, is scored on them, and only then learns from them. What it has learnt then shows above, beside the "
-            "trained weights.</p>"
-        )
-        text = gr.Textbox(
-            label="Text", info=f"Up to {LONGEST_TEXT:,} words are read.", lines=6, max_lines=12, elem_id="text"
-        )
-        with gr.Row():
-            adapt = gr.Button("Adapt to this text", variant="primary", elem_id="adapt")
-            restore = gr.Button("Back to the trained weights", interactive=False, elem_id="restore")
-        adapted = _html(elem_id="adapted")
+            with gr.Column(scale=2, min_width=320):
+                context = gr.Textbox(
+                    _first_context(explorer),
+                    label="Context",
+                    info="What comes next? Write words as the training text has them, separated by spaces.",
+                    lines=2,
+                    elem_id="context",
+                )
+                temperature = gr.Slider(
+                    0.1,
+                    3,
+                    1,
+                    step=0.05,
+                    label="Temperature",
+                    info="Divides the mixture's log-probabilities: below 1 sharper, above 1 flatter.",
+                    elem_id="temperature",
+                )
+                top = gr.Slider(1, MOST_WORDS, 10, step=1, label="Words shown", elem_id="top")
+                text = gr.Textbox(
+                    label="Adapt to a text",
+                    info="Dynamic evaluation: the model reads the text a few words at a time, is scored on them, and "
+                    f"only then learns from them. Up to {LONGEST_TEXT:,} words.",
+                    placeholder="Paste a text here",
+                    lines=4,
+                    max_lines=8,
+                    elem_id="text",
+                )
+                with gr.Row():
+                    adapt = gr.Button("Adapt to this text", variant="primary", size="md", elem_id="adapt")
+                    restore = gr.Button("Back to the trained weights", size="md", interactive=False, elem_id="restore")
+                adapted = _html(elem_id="adapted", min_height=120)
+            with gr.Column(scale=3, min_width=320):
+                shown = _html(elem_id="shown")
 
-        def show(context: str, temperature: float, top: float, request: gr.Request) -> tuple[str, str, str, str]:
+        def show(context: str, temperature: float, top: float, request: gr.Request) -> str:
             try:
                 view = explorer.predict(_session(request), context, top=int(top), temperature=temperature)
             except UserError as error:
-                return markup.message_html(str(error)), "", "", ""
-            vocabulary = explorer.vocabulary
-            return (
-                markup.reading_html(view.reading),
-                markup.prediction_html(view, vocabulary, temperature),
-                markup.changes_html(view.changes, vocabulary),
-                markup.components_html(view, vocabulary, explorer.model.head),
-            )
+                return markup.message_html(str(error))
+            return markup.view_html(view, explorer.vocabulary, explorer.model.head, temperature)
 
         def learn(
             text: str,
@@ -108,19 +104,20 @@ def make_page(explorer: Explorer) -> gr.Blocks:
         def leave(request: gr.Request) -> None:
             explorer.restore(_session(request))
 
-        inputs, outputs = [context, temperature, top], [reading, prediction, changes, components]
+        inputs = [context, temperature, top]
         gr.on(
             [page.load, context.input, temperature.change, top.change],
             show,
             inputs,
-            outputs,
+            shown,
             show_progress="hidden",
             trigger_mode="always_last",
+            queue=False,  # one short request for each change
         )
-        after_learning = adapt.click(learn, text, [adapted, restore])
-        after_going_back = restore.click(go_back, None, [adapted, restore])
+        after_learning = adapt.click(learn, text, [adapted, restore], show_progress_on=adapted)
+        after_going_back = restore.click(go_back, None, [adapted, restore], queue=False)
         for happened in (after_learning, after_going_back):
-            happened.then(show, inputs, outputs, show_progress="hidden")
+            happened.then(show, inputs, shown, show_progress="hidden", queue=False)
         page.unload(leave)
     page.queue(default_concurrency_limit=4)
     return page
@@ -142,8 +139,10 @@ class _PageDisplay:
         gr.Info(text)
 
 
-def _html(value: str = "", *, elem_id: str | None = None) -> gr.HTML:
-    return gr.HTML(value, elem_id=elem_id, elem_classes="hr", apply_default_css=False, js_on_load=None)
+def _html(value: str = "", *, elem_id: str | None = None, min_height: int | None = None) -> gr.HTML:
+    return gr.HTML(
+        value, elem_id=elem_id, elem_classes="hr", apply_default_css=False, js_on_load=None, min_height=min_height
+    )
 
 
 def _session(request: gr.Request) -> str:

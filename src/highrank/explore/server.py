@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from highrank.errors import UserError
@@ -62,7 +62,7 @@ def listen(port: int) -> socket.socket:
 
 
 def make_app(explorer: Explorer, token: str) -> FastAPI:
-    """The page under /TOKEN; all else is not found."""
+    """The page under /TOKEN; all else is not found, but for an icon that is empty."""
     import gradio as gr
 
     from highrank.explore.page import MOUNT, make_page
@@ -70,6 +70,8 @@ def make_app(explorer: Explorer, token: str) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_SameOrigin)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    # Browsers ask for it at the root, and would write an error into the console of the page.
+    app.get("/favicon.ico")(lambda: Response(status_code=204))
     gr.mount_gradio_app(app, make_page(explorer), f"/{token}", server_name=HOST, **MOUNT)
     return app
 
