@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.faults import RECIPE, checksums, here
+from benchmarks.faults import RECIPE, here
+from benchmarks.same_bits import checksums
 from highrank.errors import UserError
 from highrank.runs import at_work
 from highrank.runs.checkpoint import _state_sha256, checkpoint_folders

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults import RECIPE, Setting, command, figures, finish, train_command
+from benchmarks.faults import RECIPE, Setting, command, finish, train_command
+from benchmarks.same_bits import figures
 from highrank.runs import RunFolder
 from highrank.runs.tensors import read_tensors
 

@@ -17,7 +17,6 @@ from benchmarks.faults import (
     Done,
     Setting,
     command,
-    compare,
     expect,
     finish,
     here,
@@ -25,6 +24,7 @@ from benchmarks.faults import (
     one_line,
     train_command,
 )
+from benchmarks.same_bits import compare
 from benchmarks.workers_agree import agreement, train_with
 from highrank.data import load_corpus
 from highrank.errors import UserError
