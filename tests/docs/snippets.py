@@ -6,6 +6,7 @@ A block of ``bash`` or ``python`` runs as it stands, unless a comment on the lin
     <!-- run with: --set train.epochs=1 --> these words are added to each training command of the block, or, where it
                                             has none, to each highrank command: a smaller model, less text
     <!-- first: code -->                   Python that runs before the block, for the names that the page leaves open
+    <!-- printed: by the block before -->  the block is what the one before it printed, to the letter
 
 A block of another language with a ``title`` is a file that the reader writes; without one it is only shown.
 """
@@ -31,9 +32,8 @@ from highrank.cli.main import main, make_parser
 __all__ = ["ROOT", "Block", "blocks", "check", "commands", "run"]
 
 ROOT = Path(__file__).resolve().parents[2]
-FENCED = re.compile(
-    r"(?:^<!-- (not run|run with|first):\s+((?:(?!-->).)*?)\s*-->\n+)?^```(\w*)([^\n]*)\n(.*?)^```$", re.M | re.S
-)
+MARK = r"<!-- (not run|run with|first|printed):\s+((?:(?!-->).)*?)\s*-->"
+FENCED = re.compile(rf"(?:^{MARK}\n+)?^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHOWN = ("", "text", "json", "toml")
 TRAINING = ("train", "run")
 
@@ -56,7 +56,7 @@ def blocks(page: Path) -> list[Block]:
         line = text.count("\n", 0, match.start(5)) + 1
         title = re.search(r'title="(.*?)"', rest)
         found.append(Block(f"{page.name}:{line}", mark, words, language, title[1] if title else "", code))
-    marks = len(re.findall(r"^<!-- (?:not run|run with|first):", text, re.M))
+    marks = len(re.findall(rf"^{MARK}", text, re.MULTILINE | re.DOTALL))
     assert marks == sum(bool(block.mark) for block in found), f"{page.name}: a mark that stands before no block"
     return found
 
