@@ -10,7 +10,7 @@ from pathlib import Path
 from docs.generate.benchmarks import benchmark_table
 from docs.generate.commands import command_reference
 from docs.generate.original import option_tables
-from docs.generate.results import paper_table, recipe_table, run_list, tutorial_table
+from docs.generate.results import paper_table, rank_table, recipe_table, run_list, tutorial_table
 from docs.generate.settings import settings_reference
 
 __all__ = ["PARTS", "ROOT", "pages", "written"]
@@ -21,6 +21,7 @@ PARTS = {
     "commands": command_reference,
     "options of 2017": option_tables,
     "penn": lambda: paper_table("penn"),
+    "ranks": rank_table,
     "recipes": recipe_table,
     "runs": run_list,
     "settings": settings_reference,

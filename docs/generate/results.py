@@ -3,16 +3,17 @@
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from docs.generate.markdown import table
 from highrank.data.catalog import CATALOG
+from highrank.evaluate import PAPER_RANKS
 from highrank.report.paper import PAPER
-from highrank.runs import find_recipe, parameter_count, read_config, recipe_names
+from highrank.runs import Config, find_recipe, parameter_count, read_config, recipe_names
 
-__all__ = ["RESULTS", "paper_table", "read_results", "recipe_table", "run_list", "tutorial_table"]
+__all__ = ["RESULTS", "paper_table", "rank_table", "read_results", "recipe_table", "run_list", "tutorial_table"]
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 STAGES = ("train", "finetune", "dynamic")
@@ -31,20 +32,45 @@ def read_results() -> dict[str, dict[str, Any]]:
 
 def paper_table(corpus: str) -> str:
     """The paper's models on a corpus, our run of each beside it, and our other runs on the same text."""
-    ours = {recipe: (name, found) for name, found in read_results().items() for recipe in _whole_run(found)}
-    rows, shown = [], set()
+    ours = [run for run in _runs() if run.config.data.corpus == corpus]
+    rows = []
     for model in PAPER[corpus]:
         figures = [_pair(model.perplexity.get(stage)) for stage in STAGES]
         rows.append([f"{model.name}: the paper", f"{model.parameters_millions}M", *figures, "arXiv 1711.03953"])
         if model.name in RECIPE_OF:
             recipe = RECIPE_OF[model.name].format(corpus)
-            shown.add(recipe)
-            rows.append(_our_row(recipe, ours.get(recipe)))
-    for recipe, found in ours.items():
-        if recipe not in shown and _config(recipe).data.corpus == corpus:
-            rows.append(_our_row(recipe, found))
+            of_recipe = [run for run in ours if run.recipe == recipe]
+            rows += [_our_row(run) for run in of_recipe or [Run(recipe, [], "", {})]]
+            ours = [run for run in ours if run not in of_recipe]
+    rows += [_our_row(run) for run in ours]
     head = ["perplexity, valid / test", "parameters", "trained", "fine-tuned", "dynamic evaluation", "source"]
     return table(head, rows, numbers=range(1, 5))
+
+
+def rank_table() -> str:
+    """The paper's ranks, and every one that a file of results has."""
+    rows = [
+        [f"the paper: {_head(at)}", str(at["context_features"]), f"{at['vocabulary']:,}", "", f"{at['rank']:,}", "", ""]
+        for at in PAPER_RANKS
+    ]
+    for file, found in read_results().items():
+        for name, result in found.get("results", {}).items():
+            if not (isinstance(result, dict) and "numerical_rank" in result.get("rank", {})):
+                continue
+            at = result["rank"]
+            rows.append(
+                [
+                    f"ours: {name}, {_head(at)}",
+                    str(at["context_features"]),
+                    f"{at['vocabulary']:,}",
+                    f"{at['contexts']:,}",
+                    f"{at['numerical_rank']:,}",
+                    f"{at['bound']:,}" if at["bound"] else "none",
+                    f"[{file}](../benchmarks/results/{file})",
+                ]
+            )
+    head = ["log-probability matrix", "D", "words", "contexts", "rank", "bound", "source"]
+    return table(head, rows, numbers=range(1, 6))
 
 
 def run_list() -> str:
@@ -94,7 +120,7 @@ def recipe_table() -> str:
     rows = []
     for name in recipe_names():
         promise = tomllib.loads(find_recipe(name).read_text(encoding="utf-8"))["promise"]
-        config = _config(name)
+        config = read_config(find_recipe(name))
         rows.append(
             [
                 f"[`{name}`](../recipes/{name}.toml)",
@@ -108,32 +134,48 @@ def recipe_table() -> str:
     return table(["recipe", "text", "head", "perplexity", "time"], rows)
 
 
-def _config(recipe: str):
-    return read_config(find_recipe(recipe))
+class Run(NamedTuple):
+    """A run of a recipe that a file of results keeps; one that was not run has no file."""
+
+    recipe: str
+    settings: list[str]  # what --set changed
+    file: str
+    results: dict[str, Any]
+
+    @property
+    def config(self) -> Config:
+        return read_config(find_recipe(self.recipe), overrides=self.settings)
 
 
-def _whole_run(found: dict[str, Any]) -> Iterator[str]:
-    """The recipe of which a file keeps a whole run."""
-    if "dynamic" in found.get("results", {}):
+def _runs() -> list[Run]:
+    """A file with the results of stages is a run, of the recipe that its command names."""
+    runs = []
+    for name, found in read_results().items():
         command = found["about"]["command"].replace("make demo", "highrank run kjv-demo")
-        if recipe := re.search(r"highrank run (\S+)", command):
-            yield recipe[1]
+        recipe = re.search(r"highrank (?:run|train) (\S+)", command)
+        if recipe and "train" in found.get("results", {}):
+            runs.append(Run(recipe[1], re.findall(r"--set (\S+)", command), name, found["results"]))
+    return runs
 
 
-def _our_row(recipe: str, found: tuple[str, dict[str, Any]] | None) -> list[str]:
-    config = _config(recipe)
-    count = parameter_count(config, CATALOG[config.data.corpus].vocabulary_size)
-    if found is None:
-        return [f"ours: `{recipe}`", f"{count:,}", "not run", "not run", "not run", f"`highrank run {recipe}`"]
-    name, content = found
-    figures = [
-        _pair((stage["valid"]["perplexity"], stage["test"]["perplexity"]))
-        for stage in (content["results"][stage] for stage in STAGES)
-    ]
-    return [f"ours: `{recipe}`", f"{count:,}", *figures, f"`benchmarks/results/{name}`"]
+def _our_row(run: Run) -> list[str]:
+    count = parameter_count(run.config, CATALOG[run.config.data.corpus].vocabulary_size)
+    what = ", ".join(f"`{word}`" for word in (run.recipe, *run.settings))
+    figures = [_pair(_perplexities(run.results[stage])) if stage in run.results else "not run" for stage in STAGES]
+    source = f"`benchmarks/results/{run.file}`" if run.file else f"`highrank run {run.recipe}`"
+    return [f"ours: {what}", f"{count:,}", *figures, source]
 
 
-def _pair(figures: tuple[float, float] | None) -> str:
+def _perplexities(stage: dict[str, Any]) -> tuple[float, ...]:
+    return tuple(stage[split]["perplexity"] for split in ("valid", "test"))
+
+
+def _head(at: Mapping[str, Any]) -> str:
+    words = at["head"].replace("-", " ")
+    return words if at["head"] == "softmax" else f"{words}, K={at['num_components']}"
+
+
+def _pair(figures: Sequence[float] | None) -> str:
     return "-" if figures is None else f"{figures[0]:.2f} / {figures[1]:.2f}"
 
 

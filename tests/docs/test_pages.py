@@ -42,3 +42,20 @@ def test_no_command_hides_in_an_indented_block(page: Path) -> None:
     text = re.sub(r"<!-- generated: (.+?) -->.*?<!-- end of \1 -->", "", page.read_text(encoding="utf-8"), flags=re.S)
     text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     assert re.findall(r"^ {4,}(?:highrank|python|pip|make|torchrun) .*$", text, re.M) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_work_where_the_repository_is_read(page: Path) -> None:
+    """On the site they are tested in ``test_site.py``."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", text):
+        other = (page.parent / target).resolve() if target else page
+        assert other.is_file(), f"{page.name} -> {target}"
+        if anchor:
+            assert anchor in anchors(other), f"{page.name} -> {target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Of headings, as repository hosts make them: lower case, hyphens for spaces, no punctuation."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
