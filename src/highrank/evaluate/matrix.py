@@ -28,7 +28,8 @@ def read_matrix(path: Path) -> "Tensor | NDArray[Any]":
         raise UserError(f"{path}: expected a .npy or a .safetensors file")
     file_size(path)  # a plain file, or an error
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Not np.load, which would take a zip archive too; neither unpickles.
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError, EOFError, SyntaxError, OverflowError) as error:
         raise UserError(f"{path}: damaged or not a .npy file of numbers ({error})") from error
     return array

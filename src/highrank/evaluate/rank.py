@@ -18,12 +18,13 @@ __all__ = ["RELATIVE_THRESHOLDS", "Rank", "announce_memory", "measure_rank", "ra
 
 RELATIVE_THRESHOLDS = (1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
 BLOCK_BYTES = 32 << 20
-SUM_TOLERANCE = 1e-3  # of a row's probabilities: far above rounding, far below what logits would give
+# Of a row's probabilities: far above the rounding of log-probabilities down to -30 or so, far below what logits give.
+SUM_TOLERANCE, SUM_TOLERANCE_EPSILONS = 1e-3, 16
 # A sketch of an eighth of the columns costs some per cent of a whole decomposition, and where it suffices replaces it.
 SKETCH_SHARE = 8
 SKETCH_FROM = 1024
 SKETCH_SEED = 1
-QR_FROM = 1.3  # times as long as it is wide
+OBLONG_FROM = 1.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,8 @@ def rank(
       bound of a softmax, compute the head, from its hidden states on, in float64 (``head.double()``).
 
     Shape: log_probs (N, V), a tensor or array of floating-point numbers, at least 2 x 2.
-    Memory: two copies of the matrix in float64, and some blocks. Announced on ``display`` before it is taken.
+    Memory: two copies of the matrix in float64, three if it is not square, and some blocks. Announced on ``display``
+    before it is taken.
     device: where to compute (default: where the tensor is; a GPU in float64 is many times faster).
     Raises UserError (a ValueError): not a matrix, NaN or infinities, rows that are not log-probabilities, too little
     memory.
@@ -115,7 +117,9 @@ def rank(
 
 def announce_memory(contexts: int, vocabulary: int, device: torch.device | str, display: Display) -> None:
     """Say what a matrix of this size takes. Raises UserError if the device has less."""
-    needed = 16 * contexts * vocabulary + 4 * BLOCK_BYTES
+    # The matrix and the copy that is decomposed; of one that is not square also the triangle.
+    copies = 3 if _is_oblong(contexts, vocabulary) else 2
+    needed = copies * 8 * contexts * vocabulary + 4 * BLOCK_BYTES
     there = _memory_of(torch.device(device))
     said = f"rank of {contexts:,} contexts x {vocabulary:,} words, in float64"
     if there is not None and needed > there:
@@ -134,7 +138,7 @@ def measure_rank(
 ) -> Rank:
     """``rank`` of a float64 matrix whose numbers have the digits of ``precision``."""
     started = time.perf_counter()
-    found = _walk(matrix_NV, display)
+    found = _walk(matrix_NV, SUM_TOLERANCE + SUM_TOLERANCE_EPSILONS * torch.finfo(precision).eps, display)
     if precision == torch.float64 and found.is_float32:
         precision = torch.float32
     values = _singular_values(matrix_NV, torch.finfo(precision).eps, display).cpu()
@@ -182,7 +186,7 @@ class _Walk(NamedTuple):
     is_float32: bool
 
 
-def _walk(matrix_NV: Tensor, display: Display) -> _Walk:
+def _walk(matrix_NV: Tensor, tolerance: float, display: Display) -> _Walk:
     """What one pass over the rows tells. Raises UserError for rows that are not log-probabilities.
 
     The sum over pairs of p_i (log p_i - log p_j) needs no pairs: it is that of the negative entropies less the product
@@ -193,7 +197,7 @@ def _walk(matrix_NV: Tensor, display: Display) -> _Walk:
     negative_entropy = matrix_NV.new_zeros(())
     is_float32 = True
     for start, block_RV in _blocks(matrix_NV):
-        _check(start, block_RV)
+        _check(start, block_RV, tolerance)
         prob_RV = block_RV.exp()
         negative_entropy += (prob_RV * block_RV).sum()
         prob_sum_V += prob_RV.sum(0)
@@ -210,7 +214,7 @@ def _blocks(matrix_NV: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield start, matrix_NV[start : start + rows]
 
 
-def _check(start: int, block_RV: Tensor) -> None:
+def _check(start: int, block_RV: Tensor, tolerance: float) -> None:
     bad = (~block_RV.isfinite()).nonzero()
     if len(bad):
         row, column = bad[0].tolist()
@@ -219,7 +223,7 @@ def _check(start: int, block_RV: Tensor) -> None:
             f"word {column} (both from 0)"
         )
     sum_R = block_RV.logsumexp(1)
-    wrong = (sum_R.abs() > SUM_TOLERANCE).nonzero()
+    wrong = (sum_R.abs() > tolerance).nonzero()
     if len(wrong):
         row = int(wrong[0])
         raise UserError(
@@ -239,11 +243,15 @@ def _singular_values(matrix_NV: Tensor, epsilon: float, display: Display) -> Ten
 def _decomposed(matrix_NV: Tensor) -> Tensor:
     """All singular values. Those of a matrix with more columns than rows, or the reverse, are those of the triangle of
     its QR decomposition: several times faster than leaving that to LAPACK."""
-    tall = matrix_NV if matrix_NV.shape[0] >= matrix_NV.shape[1] else matrix_NV.T
-    if tall.shape[0] >= QR_FROM * tall.shape[1]:
-        tall = torch.linalg.qr(tall, mode="r")[1]
-    values: Tensor = torch.linalg.svdvals(tall)
+    square = matrix_NV
+    if _is_oblong(*matrix_NV.shape):
+        square = torch.linalg.qr(matrix_NV if len(matrix_NV) > matrix_NV.shape[1] else matrix_NV.T, mode="r")[1]
+    values: Tensor = torch.linalg.svdvals(square)
     return values
+
+
+def _is_oblong(rows: int, columns: int) -> bool:
+    return max(rows, columns) >= OBLONG_FROM * min(rows, columns)
 
 
 def _of_low_rank(matrix_NV: Tensor, epsilon: float, display: Display) -> Tensor | None:
