@@ -97,10 +97,10 @@ def train_stage(
     first_step = state.position.step + 1
     workers.first(lambda: run.begin_stage(stage))
     workers.first(lambda: run.log(f"{stage}: update {first_step} on, {describe_device(device, workers.count)}"))
-    recorder = Recorder(run, stage, display, first_step=first_step, tensorboard=workers.is_first)
+    recorder = Recorder(run, stage, display, workers, first_step=first_step)
     try:
         with stop_on_signal() as stop:
-            _Stage(run, stage, corpus, config, state, recorder, stop, checkpoint_every_s, workers).run_to_the_end()
+            _Stage(recorder, corpus, state, stop, checkpoint_every_s).run_to_the_end()
     finally:
         recorder.close()
     position = state.position
@@ -174,22 +174,14 @@ def _restore_last(run: RunFolder, stage: str, state: StageState, display: Displa
 
 class _Stage:
     def __init__(
-        self,
-        run: RunFolder,
-        stage: str,
-        corpus: Corpus,
-        config: Config,
-        state: StageState,
-        recorder: Recorder,
-        stop: StopRequest,
-        checkpoint_every_s: float,
-        workers: Workers,
+        self, recorder: Recorder, corpus: Corpus, state: StageState, stop: StopRequest, checkpoint_every_s: float
     ) -> None:
-        self.run, self.stage, self.config, self.state = run, stage, config, state
-        self.recorder, self.stop, self.checkpoint_every_s, self.workers = recorder, stop, checkpoint_every_s, workers
-        self.settings = StageSettings.of(config, stage)
-        self.seed = derived_seed(config.train.seed, stage)
-        self.columns = training_columns(config, corpus)
+        self.recorder, self.state, self.stop, self.checkpoint_every_s = recorder, state, stop, checkpoint_every_s
+        self.run, self.stage, self.workers = recorder.run, recorder.stage, recorder.workers
+        self.config = self.run.config
+        self.settings = StageSettings.of(self.config, self.stage)
+        self.seed = derived_seed(self.config.train.seed, self.stage)
+        self.columns = training_columns(self.config, corpus)
         self.valid = corpus.tokens["valid"]
         self.device = next(state.model.parameters()).device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # since the last reading
@@ -242,7 +234,7 @@ class _Stage:
                 self.read_losses()
                 self.recorder.progress(position, self.columns, self.settings.epochs)
             if record:
-                self.workers.first(lambda: self.recorder.interval(position))
+                self.recorder.interval(position)
                 position.start_interval()
             if save or signal_number:  # the losses up to here are read, so a lost one is never saved
                 self.save()
@@ -253,11 +245,8 @@ class _Stage:
     def stop_if_asked(self, signal_number: int) -> None:
         """To be called right after saving."""
         if signal_number:
-            self.say(f"saved {self.stage} at update {self.state.position.step}; go on with --resume")
+            self.recorder.message(f"saved {self.stage} at update {self.state.position.step}; go on with --resume")
             raise Interrupted(signal_number)
-
-    def say(self, text: str) -> None:
-        self.workers.first(lambda: self.recorder.message(text))
 
     def read_losses(self) -> None:
         """Move what the devices summed up into the position, and stop if the loss is lost."""
@@ -299,7 +288,7 @@ class _Stage:
                 workers=self.workers,
             )
             state.position.elapsed_s += time.monotonic() - started
-            self.workers.first(lambda: self.recorder.validation(state.position, evaluation))
+            self.recorder.validation(state.position, evaluation)
             if state.position.best_loss is None or evaluation.loss_nats < state.position.best_loss:
                 state.position.best_loss = evaluation.loss_nats
                 state.position.best_epoch = state.position.epoch if state.position.step else 0
@@ -317,11 +306,11 @@ class _Stage:
             return
         if stalled and settings.stop_when_stalled:
             position.finished = True
-            self.say(f"{self.stage}: the validation loss has stalled, done")
+            self.recorder.message(f"{self.stage}: the validation loss has stalled, done")
             return
         if (stalled or due) and not position.averaging:
             self.state.start_averaging()
-            self.say(f"{self.stage}: averaging the weights from epoch {position.epoch + 1} on")
+            self.recorder.message(f"{self.stage}: averaging the weights from epoch {position.epoch + 1} on")
         self.state.start_epoch()
 
     def save(self) -> None:

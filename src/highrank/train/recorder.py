@@ -10,20 +10,21 @@ from highrank.evaluate import Evaluation
 from highrank.progress import Display
 from highrank.runs import RunFolder
 from highrank.train.state import Position
+from highrank.workers import Workers
 
 __all__ = ["Recorder"]
 
 
 class Recorder:
-    """Records of one stage of ``run``.
+    """Records of one stage of ``run``, written by the first of the ``workers``; all make the same calls.
 
-    ``tensorboard``: write its events too, where ``highrank[tensorboard]`` is installed.
+    TensorBoard's events too, where ``highrank[tensorboard]`` is installed.
     """
 
-    def __init__(self, run: RunFolder, stage: str, display: Display, *, first_step: int, tensorboard: bool) -> None:
-        self.run, self.stage, self.display = run, stage, display
+    def __init__(self, run: RunFolder, stage: str, display: Display, workers: Workers, *, first_step: int) -> None:
+        self.run, self.stage, self.display, self.workers = run, stage, display, workers
         self._tensorboard: Any = None
-        if tensorboard and importlib.util.find_spec("tensorboard") is not None:
+        if workers.is_first and importlib.util.find_spec("tensorboard") is not None:
             from highrank.train.events import EventFile  # imports TensorBoard: seconds, so only here
 
             self._tensorboard = EventFile(run.path / "tensorboard" / stage, first_step=first_step)
@@ -38,17 +39,24 @@ class Recorder:
     def interval(self, position: Position) -> None:
         """The figures since the last interval."""
         loss_nats = position.interval_mean
-        self._add(
-            position,
-            "interval",
-            {
-                "loss_nats": loss_nats,
-                "perplexity": math.exp(min(loss_nats, 700.0)),
-                "gradient_norm": position.interval_norm / position.interval_steps,
-            },
-        )
+        figures = {
+            "loss_nats": loss_nats,
+            "perplexity": math.exp(min(loss_nats, 700.0)),
+            "gradient_norm": position.interval_norm / position.interval_steps,
+        }
+        self.workers.first(lambda: self._add(position, "interval", figures))
 
     def validation(self, position: Position, evaluation: Evaluation) -> None:
+        self.workers.first(lambda: self._add_validation(position, evaluation))
+
+    def message(self, text: str) -> None:
+        self.workers.first(lambda: self._say(text))
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _add_validation(self, position: Position, evaluation: Evaluation) -> None:
         train_loss = position.epoch_loss / max(1, position.epoch_tokens)
         self._add(
             position,
@@ -62,22 +70,18 @@ class Recorder:
             },
         )
         if position.step == 0:
-            self.message(f"{self.stage}: starting at valid perplexity {evaluation.perplexity:.2f}")
+            self._say(f"{self.stage}: starting at valid perplexity {evaluation.perplexity:.2f}")
             return
-        self.message(
+        self._say(
             f"{self.stage}: epoch {position.epoch}, update {position.step}: "
             f"train perplexity {math.exp(min(train_loss, 700.0)):.2f}, "
             f"valid perplexity {evaluation.perplexity:.2f}{' (averaged weights)' if position.averaging else ''}, "
             f"{position.elapsed_s:.0f} s"
         )
 
-    def message(self, text: str) -> None:
+    def _say(self, text: str) -> None:
         self.run.log(text)
         self.display.message(text)
-
-    def close(self) -> None:
-        if self._tensorboard is not None:
-            self._tensorboard.close()
 
     def _add(self, position: Position, event: str, figures: dict[str, Any]) -> None:
         where = {"stage": self.stage, "event": event, "epoch": position.epoch, "step": position.step}
