@@ -1,4 +1,4 @@
-"""Writes the tables and plots of docs/loss.md from benchmarks/results. Needs matplotlib"""
+"""Writes the tables and plots of docs/loss.md from benchmarks/results. Needs Altair: pip install '.[report]'"""
 
 import json
 import math
@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import altair as alt
+import vl_convert
 
 from benchmarks.harness import RESULTS
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
+from highrank.report.theme import SHAPES, chart_config
 
 DOCS = Path(__file__).parent.parent / "docs"
 BEGIN, END = "<!-- figures: python -m benchmarks.report_loss -->\n", "<!-- end of figures -->"
+DECADES = [step * 10.0**power for power in range(-4, 6) for step in (1, 2, 5)]  # of a logarithmic axis
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
@@ -80,19 +80,52 @@ def memory(device: str, found: dict[str, Any]) -> list[str]:
     return lines + table(["", *results], rows)
 
 
+def growth_panel(results: dict[str, Any], axis: str, measure: str, title: str) -> alt.Chart:
+    """Time or memory of every candidate as one size grows, on two logarithmic axes."""
+    sizes = [
+        {"candidate": name, "size": size, "seconds": seconds, "MiB": size_bytes / 2**20}
+        for name, by_axis in results.items()
+        for size, seconds, size_bytes in zip(
+            by_axis[axis]["values"], by_axis[axis]["seconds"], by_axis[axis]["working_bytes"], strict=True
+        )
+    ]
+    values = sorted({row["size"] for row in sizes})
+    x = alt.X(
+        "size:Q",
+        title=axis,
+        scale=alt.Scale(type="log", nice=False),
+        axis=alt.Axis(values=values, format=",", grid=False),
+    )
+    y = alt.Y(
+        f"{measure}:Q", title=title, scale=alt.Scale(type="log", nice=False), axis=alt.Axis(values=DECADES, format="~g")
+    )
+    lines = alt.Chart({"values": sizes}).mark_line(point={"size": 40})
+    return lines.encode(x=x, y=y, **by("candidate", list(results))).properties(width=170, height=160)
+
+
+def by(field: str, names: list[str]) -> dict[str, Any]:
+    """Colour and shape of the lines of a plot, with one legend."""
+    legend = alt.Legend(orient="top", title=None)
+    return {
+        "color": alt.Color(f"{field}:N", scale=alt.Scale(domain=names), legend=legend),
+        "shape": alt.Shape(f"{field}:N", scale=alt.Scale(domain=names, range=SHAPES[: len(names)]), legend=legend),
+    }
+
+
+def save(chart: alt.TopLevelMixin, name: str) -> Path:
+    """As SVG beside the page; the same bytes from the same figures."""
+    path = DOCS / "figures" / name
+    path.parent.mkdir(exist_ok=True)
+    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    svg = vl_convert.vegalite_to_svg({**chart.to_dict(), "config": chart_config("paper")}, vl_version=version)
+    path.write_text(svg + "\n")
+    return path
+
+
 def growth(device: str, found: dict[str, Any]) -> list[str]:
     axes = list(next(iter(found["results"].values())))
-    figure, panels = plt.subplots(2, len(axes), figsize=(3 * len(axes), 5.4), sharey="row", layout="constrained")
     rows = []
     for name, by_axis in found["results"].items():
-        for column, axis in enumerate(axes):
-            result = by_axis[axis]
-            panels[0, column].loglog(result["values"], result["seconds"], "o-", label=name)
-            panels[1, column].loglog(result["values"], [x / 2**20 for x in result["working_bytes"]], "o-", label=name)
-            panels[1, column].set_xlabel(axis)
-            for panel in panels[:, column]:
-                panel.set_xticks(result["values"], [f"{value:,}" for value in result["values"]], minor=False)
-                panel.xaxis.minorticks_off()
         rows.append(
             [
                 name,
@@ -100,12 +133,11 @@ def growth(device: str, found: dict[str, Any]) -> list[str]:
                 *(f"{by_axis[axis]['exponent_of_working_bytes']:.2f}" for axis in axes),
             ]
         )
-    panels[0, 0].set_ylabel("seconds")
-    panels[1, 0].set_ylabel("MiB beside inputs and gradients")
-    panels[0, 0].legend(frameon=False)
-    path = DOCS / "figures" / f"loss_growth_{device}.svg"
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    rows_of_panels = [
+        alt.hconcat(*(growth_panel(found["results"], axis, measure, title) for axis in axes)).resolve_scale(y="shared")
+        for measure, title in (("seconds", "seconds"), ("MiB", "MiB beside inputs and gradients"))
+    ]
+    path = save(alt.vconcat(*rows_of_panels), f"loss_growth_{device}.svg")
     base = ", ".join(f"{axis} {value:,}" for axis, value in found["base"].items())
     return [
         f"## Growth on a {DEVICES[device]}",
@@ -127,7 +159,7 @@ def posterior_filter(found: dict[str, Any]) -> list[str]:
         f"whole training step, of which the head is a part. {where(found)}.",
         "",
     ]
-    figure, panel = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    histograms: list[dict[str, Any]] = []
     for result in found["results"].values():
         components = result["model"]["num_components"]
         shares = result["posteriors"]["share_below"]
@@ -162,18 +194,19 @@ def posterior_filter(found: dict[str, Any]) -> list[str]:
         ]
         histogram = result["posteriors"]["histogram"]
         decades = [f"<{histogram['edges'][1]:.0e}", *(f"{edge:.0e}" for edge in histogram["edges"][1:-1])]
-        panel.plot(decades, [100 * share for share in histogram["share"]], "o-", label=f"K = {components}")
-    panel.set_xlabel("posterior, from this to ten times it")
-    panel.set_ylabel("% of all (token, component)")
-    panel.legend(frameon=False)
-    path = DOCS / "figures" / "posteriors.svg"
-    figure.savefig(path, metadata={"Date": None})
+        histograms += [
+            {"model": f"K = {components}", "posterior": decade, "share": 100 * share}
+            for decade, share in zip(decades, histogram["share"], strict=True)
+        ]
+    x = alt.X("posterior:O", sort=decades, title="posterior, from this to ten times it", axis=alt.Axis(labelAngle=0))
+    y = alt.Y("share:Q", title="% of all (token, component)")
+    models = list(dict.fromkeys(row["model"] for row in histograms))
+    chart = alt.Chart({"values": histograms}).mark_line(point={"size": 50})
+    path = save(chart.encode(x=x, y=y, **by("model", models)).properties(width=420, height=210), "posteriors.svg")
     return [*lines, f"![Histogram of posteriors on held-out text](figures/{path.name})", ""]
 
 
 def main() -> None:
-    matplotlib.rcParams["svg.hashsalt"] = "highrank"  # the same bytes from the same figures
-    (DOCS / "figures").mkdir(exist_ok=True)
     lines = [""]
     for device in DEVICES:
         for name, write in (("speed", speed), ("memory", memory), ("growth", growth)):

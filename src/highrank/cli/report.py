@@ -15,8 +15,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "report",
         help="one HTML file about runs: results, training, spectrum, components, a passage",
-        description="Write one self-contained HTML file about one run or several: results beside the paper's, training, "
-        "the spectrum, the components, a passage of test text with the predictions behind each word, the settings.",
+        description="Write one self-contained HTML file about one run or several: results beside the paper's, "
+        "training, the spectrum, the components, a passage of test text with the predictions behind each word, the "
+        "settings. Their rank, and the passage after dynamic evaluation, are in it if they have been measured.",
     )
     parser.add_argument("folders", metavar="RUN", type=Path, nargs="+", help="run folders with the same vocabulary")
     parser.add_argument("--out", metavar="FILE", type=Path, help="(default: report.html in the first run)")

@@ -1,6 +1,7 @@
 """``highrank run RECIPE``: train, fine-tune, evaluate dynamically, show a sample and a table."""
 
 import argparse
+import shlex
 from contextlib import ExitStack
 
 from highrank.cli.options import (
@@ -90,5 +91,6 @@ def run(arguments: argparse.Namespace) -> int:
     sample = generate_text(model, vocabulary, "", SAMPLE_WORDS, seed=config.train.seed, allow_unknown=False)
     result = {"run": str(out), "stages": summary_rows(folder), "sample": sample}
     lines = ["", "a sample of the fine-tuned model:", "", sample.rstrip(), "", *summary_lines(folder)]
+    lines += ["", f"as a page, with its training, components and a passage: highrank report {shlex.quote(str(out))}"]
     print_result(result, lines, as_json=arguments.json)
     return 0

@@ -122,7 +122,7 @@ def _joined(parts: list[Prediction]) -> Prediction:
             return None
         if isinstance(values[0], Tensor):
             return torch.cat([value.cpu() for value in values if isinstance(value, Tensor)])
-        return type(values[0])(*map(join, map(list, zip(*values, strict=True))))  # type: ignore[call-overload]
+        return type(values[0])(*map(join, map(list, zip(*values, strict=True))))
 
     joined = join(list(parts))
     assert isinstance(joined, Prediction)

@@ -8,7 +8,9 @@ import altair as alt
 
 from highrank.report.theme import DASHES, SHAPES, Look, chart_config
 
-__all__ = ["Figure", "by_run", "rows_of", "run_scale"]
+__all__ = ["AnyChart", "Figure", "by_run", "rows_of", "run_scale"]
+
+AnyChart = alt.Chart | alt.LayerChart | alt.FacetChart
 
 PAPER_WIDTH = 440
 
@@ -25,7 +27,7 @@ class Figure:
     title: str
     description: str
     rows: Sequence[dict[str, Any]]
-    chart: alt.LayerChart | alt.Chart
+    chart: AnyChart
     height: int = 300
     paper_width: int = PAPER_WIDTH
 
@@ -39,9 +41,9 @@ class Figure:
         return {**chart.to_dict(), "config": chart_config(look)}
 
 
-def rows_of(rows: Sequence[dict[str, Any]], *names: str) -> alt.Data:
+def rows_of(rows: Sequence[dict[str, Any]], *names: str) -> dict[str, Any]:
     """These columns, inside the specification."""
-    return alt.Data(values=[{name: row[name] for name in names} for row in rows])
+    return {"values": [{name: row[name] for name in names} for row in rows]}
 
 
 def by_run(labels: Sequence[str]) -> dict[str, Any]:

@@ -92,9 +92,7 @@ def gather(
         )
         subjects.append(subject)
         if subject.stage is None:
-            subject.notes |= dict.fromkeys(
-                ("rank", "components", "passage"), f"{label} has no trained model yet: train it first"
-            )
+            subject.notes |= dict.fromkeys(("rank", "components", "passage"), "no trained model yet: train it first")
             continue
         corpus = None
         with subject.noted("passage"):
@@ -160,9 +158,7 @@ def _add_rank(
             subject.rank = checked(values, RankFigures, path)
             return
         older = " on the model as it is now" if path.exists() else ""
-        raise UserError(
-            f"not measured{older}: highrank rank {subject.run.path}, or highrank report --rank, measures it"
-        )
+        raise UserError(f"not measured{older}: highrank rank {subject.run.path}, or report --rank, measures it")
 
 
 def _add_components(
@@ -213,8 +209,8 @@ def _add_passage(
             statistics = cached_statistics(run, stage, model, corpus, settings, display)
         if statistics is None:
             raise UserError(
-                f"without dynamic evaluation: highrank dynamic-eval {run.path}, or highrank report --dynamic, makes the "
-                "gradient statistics that it needs"
+                f"the passage is without dynamic evaluation: highrank dynamic-eval {run.path}, or report --dynamic, "
+                "makes the gradient statistics that it needs"
             )
     # A short text is shown from early on, or there would be nothing left to show.
     wanted_start = min(wanted.passage_from, max(1, len(tokens) - wanted.passage_words))

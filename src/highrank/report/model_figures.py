@@ -185,7 +185,7 @@ def _use(label: str, found: Components) -> Figure:
         .encode(x=x, y=y, color=color, tooltip=tooltip)
     )
     even = (
-        alt.Chart(alt.Data(values=[{"even": 1 / found.num_components}]))
+        alt.Chart({"values": [{"even": 1 / found.num_components}]})
         .mark_rule(strokeDash=[3, 3])
         .encode(y=alt.Y("even:Q"), tooltip=[alt.Tooltip("even:Q", format=".3f")])
     )

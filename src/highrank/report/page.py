@@ -52,7 +52,7 @@ def render(subjects: Sequence[Subject], figures: Sequence[Figure], *, date: str,
         source=SOURCE,
         css=Markup(_part("page.css")),
         js=Markup(_part("page.js")),
-        vega=Markup(_inside_script(vl_convert.javascript_bundle(vl_version=vegalite_version()))),
+        vega=Markup(_inside_script(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vegalite_version()))),
         data=Markup(_embedded(_data(read, figures))),
         static={figure.name: _static(figure) for figure in figures},
         subjects=subjects,
@@ -152,11 +152,7 @@ def _result_notes(subjects: Sequence[Subject]) -> list[str]:
 
 
 def _notes(subjects: Sequence[Subject], part: str) -> list[str]:
-    return [
-        note if subject.label in note else f"{subject.label}: {note}"
-        for subject in subjects
-        if (note := subject.notes.get(part)) is not None
-    ]
+    return [f"{subject.label}: {note}" for subject in subjects if (note := subject.notes.get(part)) is not None]
 
 
 def _passage(subject: Subject) -> dict[str, Any]:
@@ -166,8 +162,8 @@ def _passage(subject: Subject) -> dict[str, Any]:
     if subject.settings is not None:
         chosen = subject.settings
         said += (
-            f". After: weights that have learnt from that text segment by segment (dynamic evaluation, lr {chosen.lr:g}, "
-            f"lamb {chosen.lamb:g}, segments of {chosen.bptt})"
+            f". After: weights that have learnt from that text segment by segment (dynamic evaluation, "
+            f"lr {chosen.lr:g}, lamb {chosen.lamb:g}, segments of {chosen.bptt})"
         )
     return {
         "label": subject.label,
@@ -187,7 +183,7 @@ def _duration(seconds: float | None) -> str:
 
 def _common_thresholds(ranks: Sequence[RankFigures]) -> list[float]:
     listed = [[each.relative_threshold for each in rank.ranks] for rank in ranks]
-    return [threshold for threshold in (listed[0] if listed else []) if all(threshold in each for each in listed)][:4]
+    return [threshold for threshold in (listed[0] if listed else []) if all(threshold in each for each in listed)][:3]
 
 
 def _above(rank: RankFigures, threshold: float) -> str:

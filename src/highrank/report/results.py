@@ -101,5 +101,5 @@ def _their_row(published: Published) -> Row:
     for stage in STAGE_TITLES:
         both = published.perplexity.get(stage)
         for number, split in enumerate(SPLITS):
-            cells[stage, split] = Cell(both[number]) if both else Cell(None, "not reported")
+            cells[stage, split] = Cell(both[number]) if both else Cell(None, "–")
     return Row(published.name, "the paper", f"{published.parameters_millions}M", cells, None, ours=False)

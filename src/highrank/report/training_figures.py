@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from highrank.report.figure import Figure, by_run, rows_of, run_scale
+from highrank.report.figure import AnyChart, Figure, by_run, rows_of, run_scale
 from highrank.report.history import History
 
 __all__ = ["training_figures"]
@@ -87,7 +87,7 @@ def _chart(
     x_title: str,
     measure: str,
     measured: str,
-) -> alt.LayerChart:
+) -> AnyChart:
     x = alt.X(
         f"{field}:Q",
         title=x_title,
@@ -124,7 +124,7 @@ def _chart(
     points = valid.mark_point(size=46, filled=True, opacity=1, clip=True).encode(
         x=x, y=y, color=runs["color"], shape=runs["shape"], tooltip=tooltip
     )
-    return alt.layer(*_mark_layers(marks, labels, field, max(row[field] for row in rows), x), thin, thick, points)
+    return alt.layer(thin, thick, points, *_mark_layers(marks, labels, field, max(row[field] for row in rows), x))
 
 
 def _mark_layers(
@@ -145,13 +145,11 @@ def _mark_layers(
     rules = data.mark_rule(strokeDash=[3, 3], strokeWidth=1).encode(
         x=x, color=alt.Color("run:N", scale=run_scale(labels), legend=None), tooltip=["run:N", "what:N"]
     )
-    texts = [
-        data.transform_filter(f"datum['{field}'] {side} {end / 2}")
-        .mark_text(align=align, dx=4 if align == "left" else -4, baseline="middle", fontSize=10)
-        .encode(x=x, y=alt.Y("line:Q", scale=None, axis=None), text="label:N")
-        for side, align in (("<=", "left"), (">", "right"))
-    ]
-    return [rules, *texts]
+    # Beside the rule, on the side where there is room.
+    y = alt.Y("line:Q", scale=None, axis=None)
+    left = data.transform_filter(f"datum['{field}'] <= {end / 2}").mark_text(align="left", dx=4, fontSize=10)
+    right = data.transform_filter(f"datum['{field}'] > {end / 2}").mark_text(align="right", dx=-4, fontSize=10)
+    return [rules, left.encode(x=x, y=y, text="label:N"), right.encode(x=x, y=y, text="label:N")]
 
 
 def _settled_range(values: Iterable[float]) -> list[float]:

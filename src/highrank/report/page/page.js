@@ -85,7 +85,7 @@
   const bar = (p) => {
     const made = element("span");
     const length = element("span", undefined, "bar");
-    length.style.width = `${(2.5 * p).toFixed(2)}em`;
+    length.style.width = `${(2 * p).toFixed(2)}em`;
     made.append(length, percent(p));
     return made;
   };
@@ -114,7 +114,7 @@
         detail.append(element("h4", title), spans(listed, passage, came));
         if (components.length) {
           detail.append(table(
-            ["component", "prior", "posterior", "its likeliest words"],
+            ["k", "prior", "posterior", "its likeliest words"],
             components.map(([prior, posterior, list], k) => {
               return [String(k + 1), bar(prior), bar(posterior), spans(list, passage, came)];
             }),

@@ -1,0 +1,178 @@
+"""What the report says on the command line, its figures for papers, and runs that it cannot show or not all of."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from highrank.data import Corpus
+from highrank.errors import UserError
+from highrank.report import Wanted, check_comparable, check_plotting, gather, write_page
+from highrank.report.history import history_of
+from highrank.report.results import result_rows
+from highrank.runs import RunFolder
+from tests.report.conftest import Made
+
+
+def highrank(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "highrank", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_what_the_command_says(made: Made) -> None:
+    said = made.said
+    assert said["bytes"] == made.page.stat().st_size
+    mixture, softmax = said["runs"]
+    assert [run["label"] for run in said["runs"]] == ["mix <b>", "soft"]
+    assert [row["stage"] for row in mixture["stages"]] == ["trained", "fine-tuned", "dynamic evaluation"]
+    assert mixture["passage"]["after_dynamic_evaluation"] is True
+    assert mixture["missing"] == {}
+    assert softmax["passage"]["after_dynamic_evaluation"] is False
+    assert "one softmax" in softmax["missing"]["components"]
+    assert "--dynamic" in softmax["missing"]["dynamic"]
+    ranks = [json.loads((run / "rank.json").read_text())["numerical_rank"] for run in made.runs]
+    assert [run["numerical_rank"] for run in said["runs"]] == ranks
+
+
+def test_each_figure_is_svg_pdf_and_csv(made: Made) -> None:
+    names = {path.stem for path in made.figures.iterdir()}
+    places = ("epoch", "tokens", "time")
+    assert {f"{measure}-by-{place}" for measure in ("loss", "perplexity") for place in places} <= names
+    assert {
+        "spectrum",
+        "gain-by-frequency",
+        "prior-entropy-by-line-position",
+        "use-mix-b-",
+        "divergence-mix-b-",
+    } <= names
+    assert sorted(made.said["figures"]) == sorted(str(path) for path in made.figures.iterdir())
+    for name in names:
+        svg = (made.figures / f"{name}.svg").read_text(encoding="utf-8")
+        assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(--" not in svg, "a paper has no style sheet"
+        assert (made.figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        with (made.figures / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            assert list(csv.DictReader(file))
+
+
+def test_the_figures_data_are_those_of_the_run(made: Made) -> None:
+    with (made.figures / "loss-by-epoch.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["run"] == "mix <b>" and row["text"] == "validation"]
+    records = [json.loads(line) for line in (made.runs[0] / "metrics.jsonl").read_text().splitlines()]
+    recorded = [record for record in records if record["event"] == "validation"]
+    assert [float(row["loss"]) for row in rows] == pytest.approx([r["loss_nats"] for r in recorded], abs=1e-5)
+    assert [float(row["epoch"]) for row in rows] == [1, 2, 2, 3]  # fine-tuning starts at the end of training
+    with (made.figures / "spectrum.csv").open(encoding="utf-8", newline="") as file:
+        values = [float(row["singular value"]) for row in csv.DictReader(file) if row["run"] == "soft"]
+    assert values == json.loads((made.runs[1] / "rank.json").read_text())["singular_values"]
+
+
+def test_the_switch_to_averaging_and_the_stages_are_marked(made: Made) -> None:
+    history = history_of(RunFolder.open(made.runs[0]))
+    marks = {mark.what: mark for mark in history.marks}
+    assert marks["averaged SGD"].epoch == 1, "average_from = 2: from the end of the first epoch on"
+    assert marks["fine-tuning"].epoch == 2
+    times = [point.elapsed_s for point in history.points]
+    assert times == sorted(times)
+    epochs = [point.epoch for point in history.points]
+    assert epochs == sorted(epochs)
+
+
+def test_records_that_were_changed_by_hand_are_left_out(made: Made, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made.runs[1], copy)
+    with (copy / "metrics.jsonl").open("a") as file:
+        for loss in ('"low"', "NaN", "null", "true"):
+            file.write(f'{{"stage": "train", "event": "validation", "epoch": 9, "step": 9, "loss_nats": {loss}}}\n')
+    assert history_of(RunFolder.open(copy)) == history_of(RunFolder.open(made.runs[1]))
+
+
+def test_the_table_has_the_results_that_were_recorded(made: Made) -> None:
+    runs = [RunFolder.open(path) for path in made.runs]
+    mixture, softmax = result_rows(gather(runs, lambda run: made.corpus, Wanted(passage_words=0)))
+    for stage in ("train", "finetune", "dynamic"):
+        assert mixture.cells[stage, "test"].perplexity == runs[0].results[stage]["test"]["perplexity"]
+    assert mixture.cells["train", "valid"].so_far, "not evaluated over the whole text"
+    assert softmax.cells["finetune", "test"].why_not == "not run"
+    best = min((mixture, softmax), key=lambda row: row.cells["train", "test"].perplexity or 0)
+    assert best.cells["train", "test"].best
+
+
+def test_different_vocabularies_are_refused(
+    made: Made, begun: Callable[..., RunFolder], small_text: Path, tmp_path: Path
+) -> None:
+    begun(tmp_path / "other", folder=small_text)
+    done = highrank("report", made.runs[0], tmp_path / "other", "--out", tmp_path / "no.html")
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "different vocabularies" in line
+    assert "neither their perplexities nor their predictions can be compared" in line
+    assert not (tmp_path / "no.html").exists()
+
+
+def test_a_run_twice_is_refused(made: Made) -> None:
+    run = RunFolder.open(made.runs[1])
+    with pytest.raises(UserError, match="given twice"):
+        check_comparable([run, run])
+
+
+def test_a_run_without_a_model_says_so(
+    begun: Callable[..., RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one without records has no plots: the page is still whole."""
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda *_: "window.vegaEmbed = null;")
+    run = begun(tmp_path / "new")
+
+    def no_corpus(run: RunFolder) -> Corpus:
+        raise AssertionError("nothing to measure: the text is not needed")
+
+    (subject,) = gather([run], no_corpus, Wanted())
+    assert set(subject.notes) == {"rank", "components", "passage"}
+    write_page(tmp_path / "report.html", [subject], [], command="highrank report")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "no trained model yet" in text
+    assert "no record of its training" in text
+
+
+@pytest.mark.parametrize("damage", ['{"format": 1}', '{"format": 2, "stage": "train"}', "[]", "{", '{"format": NaN}'])
+def test_damaged_figures_are_told_and_the_rest_is_shown(made: Made, tmp_path: Path, damage: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made.runs[0], copy)
+    for name in ("rank.json", "components.json"):
+        (copy / name).write_text(damage)
+    (subject,) = gather([RunFolder.open(copy)], lambda run: made.corpus, Wanted(passage_words=5))
+    assert "rank.json: damaged" in subject.notes["rank"]
+    assert "components.json: damaged" in subject.notes["components"]
+    assert subject.passage is not None
+
+
+def test_figures_of_an_earlier_model_are_not_shown(made: Made, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made.runs[1], copy)
+    values = json.loads((copy / "rank.json").read_text())
+    (copy / "rank.json").write_text(json.dumps(values | {"model_sha256": "0" * 64}))
+    (subject,) = gather([RunFolder.open(copy)], lambda run: made.corpus, Wanted(passage_words=0))
+    assert subject.rank is None
+    assert "on the model as it is now" in subject.notes["rank"]
+
+
+def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    with pytest.raises(UserError, match=r"needs vl_convert.*pip install 'highrank\[report\]'"):
+        check_plotting()
+
+
+def test_a_text_that_is_gone_costs_only_the_passage(made: Made) -> None:
+    def gone(run: RunFolder) -> Corpus:
+        raise UserError("the text is gone")
+
+    (subject,) = gather([RunFolder.open(made.runs[0])], gone, Wanted())
+    assert subject.notes == {"passage": "the text is gone"}
+    assert subject.rank is not None
+    assert subject.components is not None
