@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import Worker, in_turn, peak_rss_bytes, save, summary
-from benchmarks.textbook import TextbookModel, accumulated_step
+from benchmarks.textbook import accumulated_step, textbook_model
 from highrank.data import find_corpus, load_corpus
 from highrank.data.batches import Columns
 from highrank.runs import Config, build_model, find_recipe, read_config
@@ -46,22 +46,8 @@ def our_step(
 
 def textbook_step(config: Config, vocab_size: int, columns: Columns) -> Step:
     """The same update by the original's formula, epsilon inside the logarithm included."""
-    sizes, dropout, train = config.model, config.dropout, config.train
-    model = TextbookModel(
-        vocab_size,
-        emsize=sizes.embedding_features,
-        nhid=sizes.hidden_features,
-        nhidlast=sizes.last_hidden_features,
-        nlayers=sizes.num_layers,
-        n_experts=sizes.num_components,
-        dropout=dropout.output,
-        dropouth=dropout.hidden,
-        dropouti=dropout.input,
-        dropoute=dropout.embedding,
-        dropoutl=dropout.context,
-        wdrop=dropout.weight,
-        epsilon=1e-8,
-    )
+    train = config.train
+    model = textbook_model(config, vocab_size, epsilon=1e-8)
     optimizer = torch.optim.SGD(model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
     groups = train.batch // config.micro_batch
     hidden, start = [model.init_hidden(config.micro_batch) for _ in range(groups)], 0

@@ -15,12 +15,15 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from highrank.runs import Config
 
 Hidden = list[tuple[Tensor, Tensor]]  # (h, c) of every layer, each (1, B, width)
 ModelOutput = tuple[Tensor, Tensor, Tensor, Hidden]
@@ -119,6 +122,26 @@ class TextbookModel(nn.Module):
         context = context.reshape(-1, self.n_experts, self.emsize)
         prior_logits = self.prior(hidden).reshape(-1, self.n_experts)
         return mixture_log_prob(context, prior_logits, self.decoder.weight, self.decoder.bias, self.epsilon)
+
+
+def textbook_model(config: Config, vocab_size: int, *, epsilon: float) -> TextbookModel:
+    """The model of a recipe, with weights of its own."""
+    sizes, dropout = config.model, config.dropout
+    return TextbookModel(
+        vocab_size,
+        emsize=sizes.embedding_features,
+        nhid=sizes.hidden_features,
+        nhidlast=sizes.last_hidden_features,
+        nlayers=sizes.num_layers,
+        n_experts=sizes.num_components,
+        dropout=dropout.output,
+        dropouth=dropout.hidden,
+        dropouti=dropout.input,
+        dropoute=dropout.embedding,
+        dropoutl=dropout.context,
+        wdrop=dropout.weight,
+        epsilon=epsilon,
+    )
 
 
 def mixture_log_prob(
@@ -294,15 +317,28 @@ def dynamic_evaluate(
     decay = rms / (sum over tensors of their mean rms), at most 1 / lamb. The model is left with its adapted weights.
     The 2017 code does not score a tail of a single step: ``shortest=2`` does as it did.
     """
+    losses = list(dynamic_losses(model, text, rms, lamb, lr, epsilon, bptt, shortest))
+    return torch.cat(losses).double().sum().item() / sum(map(len, losses))
+
+
+def dynamic_losses(
+    model: TextbookModel,
+    text: Tensor,
+    rms: list[Tensor],
+    lamb: float,
+    lr: float,
+    epsilon: float,
+    bptt: int,
+    shortest: int,
+) -> Iterator[Tensor]:
+    """The walk of ``dynamic_evaluate``: the losses (T) of each segment, before the weights move."""
     parameters = list(model.parameters())
     start = [p.detach().clone() for p in parameters]
     global_rms = sum(r.mean().item() for r in rms)
     pull = [(lamb * r / global_rms).clamp(max=1.0) for r in rms]  # lamb * decay
-    total, count = 0.0, 0
     for nll in segment_losses(model, to_columns(text, 1), bptt, shortest):
-        total, count = total + nll.detach().double().sum().item(), count + nll.numel()
         gradients = torch.autograd.grad(nll.mean(), parameters)
+        yield nll.detach().squeeze(1)
         with torch.no_grad():
             for w, w0, g, d, r in zip(parameters, start, gradients, pull, rms, strict=True):
                 w.add_(d * (w0 - w) - lr * g / (r + epsilon))
-    return total / count

@@ -217,7 +217,7 @@ def gradient_statistics(work: Path, run: RunFolder, model: Any, corpus: Any) -> 
         def __init__(self, notice: Callable[[str], None]) -> None:
             self.message = notice
 
-        def progress(self, task: str, done: int, total: int, loss_nats: float) -> None: ...
+        def progress(self, *arguments: object, **more: object) -> None: ...
 
     def read(copy: Path, notice: Callable[[str], None]) -> str:
         folder = RunFolder.open(copy)

@@ -62,7 +62,18 @@ class Adaptation:
         self._steps = 0
         self._parameters: list[Tensor] = list(named.values())
         self._trained = [parameter.detach().clone() for parameter in self._parameters]
-        self._decays, self._rates = _decays_and_rates([rms[name] for name in named], settings)
+        self._decays, rates = _decays_and_rates([rms[name] for name in named], settings)
+        self._embedding = model.backbone.embedding
+        self._embedding_rates = next(
+            rate for p, rate in zip(self._parameters, rates, strict=True) if p is self._embedding
+        )
+        # All that the loss of embedded tokens depends on; the embedding only if it is the output embedding too.
+        tied = model.head.weight is self._embedding
+        learning = [
+            pair for pair in zip(self._parameters, rates, strict=True) if tied or pair[0] is not self._embedding
+        ]
+        self._learning = [parameter for parameter, _ in learning]
+        self._learning_rates = [rate for _, rate in learning]
         self._inside = ExitStack()
 
     def __enter__(self) -> Self:
@@ -82,15 +93,23 @@ class Adaptation:
         if self.settings.weight_dropout_seed is not None:
             seed_dropouts(self.model, self.settings.weight_dropout_seed, self._steps, 1)
         self._steps += 1
-        loss, gradients, self.state = score(self.model, self._parameters, tokens, target, self.state)
-        self._move(gradients)
-        return loss
+        device = self._embedding.device
+        tokens = tokens.to(device)
+        # A leaf of its own, or the look-up's gradient would be a matrix of zeros with a few rows, as large as the
+        # embedding, to be added to that of the output embedding.
+        embedded = self.model.backbone.embed(tokens).detach().requires_grad_()
+        output = self.model.predict(embedded, target.to(device), self.state)
+        *gradients, rows_T1D = torch.autograd.grad(output.loss, [*self._learning, embedded])
+        self.state = detached(output.state)
+        self._move(gradients, tokens.squeeze(1), rows_T1D.squeeze(1))
+        return output.loss.detach()
 
     @torch.no_grad()
-    def _move(self, gradients: tuple[Tensor, ...]) -> None:
+    def _move(self, gradients: list[Tensor], tokens_T: Tensor, rows_TD: Tensor) -> None:
         """Both terms at the weights before the move: the gradient is known already, so one may follow the other."""
         torch._foreach_lerp_(self._parameters, self._trained, self._decays)
-        torch._foreach_addcmul_(self._parameters, self._rates, gradients, value=-1)
+        torch._foreach_addcmul_(self._learning, self._learning_rates, gradients, value=-1)
+        self._embedding.index_add_(0, tokens_T, self._embedding_rates[tokens_T] * rows_TD, alpha=-1)
 
 
 def score(

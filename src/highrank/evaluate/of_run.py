@@ -108,9 +108,14 @@ def dynamic_evaluate_run(
     if search_tokens:
         part = corpus.tokens["valid"][:search_tokens]
         trials = search_settings(model, part, statistics, settings, display=display)
+        if trials[0].loss_nats == float("inf"):
+            raise UserError(
+                f"search: the loss was lost with every setting around lr {settings.lr:g} and lamb {settings.lamb:g}; "
+                "start from a lower --lr"
+            )
         settings = trials[0].settings
         result["search"] = [
-            {"lr": trial.settings.lr, "lamb": trial.settings.lamb, "loss_nats": trial.loss_nats}
+            {"lr": trial.settings.lr, "lamb": trial.settings.lamb, "tokens": trial.tokens, "loss_nats": trial.loss_nats}
             for trial in trials
             if trial.loss_nats != float("inf")
         ]

@@ -1,8 +1,21 @@
-"""Tuning lr and lamb of dynamic evaluation on a part of the validation text."""
+"""Tuning lr and lamb of dynamic evaluation on a part of the validation text.
 
+Successive halving (Jamieson & Talwalkar 2016, arXiv 1502.07943) on a grid: every setting is tried on the beginning of
+the text, the better ones on three times as much, the best few on all of it. What comes out does not depend on how many
+threads share the work.
+"""
+
+import copy
+import math
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from highrank.errors import UserError
@@ -13,10 +26,18 @@ from highrank.progress import SILENT, Display
 
 __all__ = ["Trial", "search_settings"]
 
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+ROUNDS = 3
+KEPT = 1 / 3  # of the settings, from one round to the next, on a text three times as long
+FEWEST_TOKENS = 50
+
 
 class Trial(NamedTuple):
+    """One setting, and its mean loss over the first ``tokens`` tokens. inf: the loss was lost."""
+
     settings: DynamicSettings
-    loss_nats: float  # inf: the loss was lost
+    tokens: int
+    loss_nats: float
 
 
 def search_settings(
@@ -25,38 +46,102 @@ def search_settings(
     statistics: GradientStatistics,
     start: DynamicSettings,
     *,
-    factor: float = 2.0,
-    rounds: int = 6,
+    threads: int = 0,
     display: Display = SILENT,
 ) -> list[Trial]:
-    """All trials, the best first: lr and lamb in turn, multiplied or divided by ``factor`` while that helps.
+    """The last trial of every setting: first those on the whole text, the best one first.
 
-    The two act nearly independently, so a walk along each needs far fewer trials than a grid. At most ``rounds`` steps
-    in each direction.
+    lr and lamb of ``start`` are multiplied by 1/4 to 4, each by each. On a CPU the trials of a round run side by side
+    in ``threads`` (0: as many as there are processors for this process), each with a copy of the model.
     """
-    trials: dict[DynamicSettings, float] = {}
+    grid = [start._replace(lr=start.lr * lr, lamb=start.lamb * lamb) for lr, lamb in product(FACTORS, FACTORS)]
+    settings = list(dict.fromkeys(grid))  # a lamb of 0 stays 0
+    rounds = _rounds(len(settings), len(tokens))
+    total, done = sum(number * length for number, length in rounds), 0
+    last: dict[DynamicSettings, Trial] = {}
+    with _Trials(model, statistics, threads or _processors(model)) as trials:
+        for number, length in rounds:
+            if last:
+                settings = sorted(settings, key=lambda each: last[each].loss_nats)[:number]
+            for trial in trials.run(settings, tokens[:length]):
+                last[trial.settings] = trial
+                done += length
+                display.progress("search", done, total)
+                display.message(
+                    f"search: lr {trial.settings.lr:g}, lamb {trial.settings.lamb:g}: {trial.loss_nats:.4f} nats over "
+                    f"{trial.tokens:,} tokens"
+                )
+    return sorted(last.values(), key=lambda trial: (-trial.tokens, trial.loss_nats))
 
-    def loss_of(settings: DynamicSettings) -> float:
-        if settings not in trials:
-            what = f"search: lr {settings.lr:g}, lamb {settings.lamb:g}"
-            try:
-                trials[settings] = dynamic_evaluate(
-                    model, tokens, statistics, settings, what=what, display=display
-                ).loss_nats
-            except UserError:
-                trials[settings] = float("inf")
-            display.message(f"{what}: {trials[settings]:.4f} nats")
-        return trials[settings]
 
-    best = start
-    for name in ("lr", "lamb", "lr"):
-        for direction in (factor, 1 / factor):
-            moved = False
-            for _ in range(rounds):
-                candidate = best._replace(**{name: getattr(best, name) * direction})
-                if loss_of(candidate) >= loss_of(best):
-                    break
-                best, moved = candidate, True
-            if moved:
-                break  # what helped in one direction need not be tried in the other
-    return sorted((Trial(settings, loss) for settings, loss in trials.items()), key=lambda trial: trial.loss_nats)
+def _rounds(settings: int, tokens: int) -> list[tuple[int, int]]:
+    """(settings, tokens) of each round: the last one has the whole text, those before it what is long enough."""
+    rounds = [
+        (math.ceil(settings * KEPT**number), int(tokens * KEPT ** (ROUNDS - 1 - number))) for number in range(ROUNDS)
+    ]
+    first = next(number for number, (_, length) in enumerate(rounds) if length >= FEWEST_TOKENS or length == tokens)
+    # Whichever round is the first one has all settings.
+    return [(settings, rounds[first][1]), *rounds[first + 1 :]]
+
+
+def _processors(model: LanguageModel) -> int:
+    if next(model.parameters()).device.type != "cpu":
+        return 1  # they would fight for the one device
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Ended(Exception):  # noqa: N818 - not an error
+    """The trials are not wanted any more."""
+
+
+class _Trials:
+    """A context manager: threads that run trials. PyTorch's operations, which take nearly all of the time, do not hold
+    Python's lock."""
+
+    def __init__(self, model: LanguageModel, statistics: GradientStatistics, threads: int) -> None:
+        self._model, self._statistics, self._threads = model, statistics, threads
+        self._of_thread = threading.local()
+        self._ended = threading.Event()
+
+    def __enter__(self) -> "_Trials":
+        self._threads_before = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self._threads, "search", self._begin)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._threads_before)
+
+    def run(self, settings: Sequence[DynamicSettings], tokens: NDArray[np.int32]) -> Iterator[Trial]:
+        return self._pool.map(lambda each: self._trial(each, tokens), settings)
+
+    def _begin(self) -> None:
+        # One each, however many trials run side by side: sums, and so the result, must not depend on it.
+        torch.set_num_threads(1)
+        self._of_thread.model = copy.deepcopy(self._model)
+
+    def _trial(self, settings: DynamicSettings, tokens: NDArray[np.int32]) -> Trial:
+        try:
+            evaluation = dynamic_evaluate(
+                self._of_thread.model, tokens, self._statistics, settings, display=_EndedDisplay(self._ended)
+            )
+        except UserError:  # of a rate too high: the text is long enough
+            return Trial(settings, len(tokens), math.inf)
+        return Trial(settings, len(tokens), evaluation.loss_nats)
+
+
+class _EndedDisplay:
+    """Through which a trial hears, between two segments, that a signal or an error has ended the search."""
+
+    def __init__(self, ended: threading.Event) -> None:
+        self._ended = ended
+
+    def progress(
+        self, task: str, done: int, total: int | None, loss_nats: float | None = None, *, unit: str = "tokens"
+    ) -> None:
+        if self._ended.is_set():
+            raise _Ended
+
+    def message(self, text: str) -> None:
+        return None

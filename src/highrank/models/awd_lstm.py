@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from highrank.models.dropout import EmbeddingDropout, LockedDropout, WeightDropout
+from highrank.models.short_lstm import is_short, short_lstm
 
 __all__ = ["AWDLSTM", "BackboneOutput", "DropConnectLSTM", "State"]
 
@@ -42,6 +43,9 @@ class DropConnectLSTM(nn.Module):
     def forward(self, sequence: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         lstm = self.lstm
         weights = [lstm.weight_ih_l0, self.weight_dropout(lstm.weight_hh_l0), lstm.bias_ih_l0, lstm.bias_hh_l0]
+        if is_short(sequence):
+            output, hidden, cell = short_lstm(sequence, state, *weights)
+            return output, (hidden, cell)
         # One plain layer (biases, layers, dropout, train, bidirectional, batch first), by the call beneath nn.LSTM: the
         # module would check and flatten its weights again whenever one of them is replaced.
         output, hidden, cell = torch.lstm(sequence, state, weights, True, 1, 0.0, lstm.training, False, False)
@@ -88,7 +92,16 @@ class AWDLSTM(nn.Module):
 
     def forward(self, tokens: Tensor, state: Sequence[tuple[Tensor, Tensor]]) -> BackboneOutput:
         """tokens (T, B) and the state after the text before them -> hidden states (T, B, H)."""
-        sequence = self.input_dropout(self.embedding_dropout(tokens, self.embedding))
+        return self.run(self.embed(tokens), state)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens (T, B) -> their embeddings (T, B, D)."""
+        embedded: Tensor = self.embedding_dropout(tokens, self.embedding)
+        return embedded
+
+    def run(self, embedded: Tensor, state: Sequence[tuple[Tensor, Tensor]]) -> BackboneOutput:
+        """Embedded tokens (T, B, D) and the state after the text before them -> hidden states (T, B, H)."""
+        sequence = self.input_dropout(embedded)
         new_state: State = []
         for index, (layer, layer_state) in enumerate(zip(self.layers, state, strict=True)):
             sequence, layer_state = layer(sequence, layer_state)

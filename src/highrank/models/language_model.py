@@ -54,7 +54,18 @@ class LanguageModel(nn.Module):
         reduction: str = "mean",
     ) -> LanguageModelOutput:
         """Predict ``target`` (T, B) from ``tokens`` (T, B) and the state after the text before them."""
-        output = self.backbone(tokens, state)
+        return self.predict(self.backbone.embed(tokens), target, state, reduction=reduction)
+
+    def predict(
+        self,
+        embedded: Tensor,
+        target: Tensor,
+        state: Sequence[tuple[Tensor, Tensor]],
+        *,
+        reduction: str = "mean",
+    ) -> LanguageModelOutput:
+        """``forward`` from the embeddings (T, B, D) of the tokens on."""
+        output = self.backbone.run(embedded, state)
         loss = self.head(output.hidden, target, reduction=reduction)
         return LanguageModelOutput(loss, output.hidden, output.raw, output.state)
 
