@@ -187,6 +187,7 @@ class Explorer:
         tokens = corpus.tokens["train"]
         part = tokens[: self._statistics_tokens]
         batch = min(self.run.config.dynamic.batch, max(1, len(part) // SHORTEST_TRAINING_COLUMN))
+        display.progress("gradient statistics", 0, len(part))
         with self._predicting:
             model = copy.deepcopy(self.model)
         values = gradient_statistics(model, part, batch=batch, bptt=self.settings.bptt, display=display)
@@ -230,6 +231,7 @@ def _adapt(
     columns = Columns(np.asarray(reading.tokens, dtype=np.int32), 1)
     before, learning = [], []
     state = model.initial_state(1)
+    display.progress("adapting", 0, columns.predicted_tokens, unit="words")
     with Adaptation(model, statistics.values, settings) as adaptation:
         trained = copy.deepcopy(model)
         for segment in columns.segments(settings.bptt):

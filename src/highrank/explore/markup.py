@@ -256,7 +256,7 @@ def _percent(p: float) -> str:
 
 
 def _number(x: float) -> str:
-    return f"{x:,.1f}" if x < 10 else f"{x:,.0f}"
+    return f"{x:,.2f}" if x < 10 else f"{x:,.0f}"
 
 
 def _factor(before: float, after: float) -> str:

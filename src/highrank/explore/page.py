@@ -9,12 +9,13 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
+from fastapi import FastAPI
 
 from highrank.errors import UserError
 from highrank.explore import markup
 from highrank.explore.explorer import LONGEST_TEXT, Explorer
 
-__all__ = ["MOUNT", "make_page"]
+__all__ = ["make_page", "mount_page"]
 
 CONTEXTS = ("the company said it", "and the lord said unto", "the first of the")
 MOST_WORDS = 30
@@ -38,13 +39,18 @@ MOUNT: dict[str, Any] = {
 }
 
 
+def mount_page(app: FastAPI, explorer: Explorer, path: str) -> None:
+    """Let ``app`` answer with the page below ``path``."""
+    gr.mount_gradio_app(app, make_page(explorer), path, **MOUNT)
+
+
 def make_page(explorer: Explorer) -> gr.Blocks:
     """Context in, distribution and components out, live; beside it, a text to adapt to."""
     page = gr.Blocks(title=f"highrank explore: {explorer.run.path.name}", analytics_enabled=False, fill_width=True)
     with page:
         _html(markup.header_html(explorer))
-        with gr.Row():
-            with gr.Column(scale=2, min_width=320):
+        with gr.Row(elem_classes="hr-page"):  # side by side, or on a narrow screen one below the other
+            with gr.Column(elem_classes="hr-controls"):
                 context = gr.Textbox(
                     _first_context(explorer),
                     label="Context",
@@ -62,6 +68,9 @@ def make_page(explorer: Explorer) -> gr.Blocks:
                     elem_id="temperature",
                 )
                 top = gr.Slider(1, MOST_WORDS, 10, step=1, label="Words shown", elem_id="top")
+            with gr.Column(elem_classes="hr-shown"):
+                shown = _html(elem_id="shown")
+            with gr.Column(elem_classes="hr-adapt"):
                 text = gr.Textbox(
                     label="Adapt to a text",
                     info="Dynamic evaluation: the model reads the text a few words at a time, is scored on them, and "
@@ -74,9 +83,7 @@ def make_page(explorer: Explorer) -> gr.Blocks:
                 with gr.Row():
                     adapt = gr.Button("Adapt to this text", variant="primary", size="md", elem_id="adapt")
                     restore = gr.Button("Back to the trained weights", size="md", interactive=False, elem_id="restore")
-                adapted = _html(elem_id="adapted", min_height=120)
-            with gr.Column(scale=3, min_width=320):
-                shown = _html(elem_id="shown")
+                adapted = _html(elem_id="adapted", min_height=160)
 
         def show(context: str, temperature: float, top: float, request: gr.Request) -> str:
             try:
@@ -106,7 +113,7 @@ def make_page(explorer: Explorer) -> gr.Blocks:
 
         inputs = [context, temperature, top]
         gr.on(
-            [page.load, context.input, temperature.change, top.change],
+            [page.load, context.change, temperature.change, top.change],
             show,
             inputs,
             shown,

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from highrank.errors import UserError
 from highrank.explore.explorer import Explorer
+from highrank.explore.page import mount_page
 
 __all__ = ["listen", "make_app", "open_browser", "serve"]
 
@@ -63,16 +64,12 @@ def listen(port: int) -> socket.socket:
 
 def make_app(explorer: Explorer, token: str) -> FastAPI:
     """The page under /TOKEN; all else is not found, but for an icon that is empty."""
-    import gradio as gr
-
-    from highrank.explore.page import MOUNT, make_page
-
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_SameOrigin)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     # Browsers ask for it at the root, and would write an error into the console of the page.
     app.get("/favicon.ico")(lambda: Response(status_code=204))
-    gr.mount_gradio_app(app, make_page(explorer), f"/{token}", server_name=HOST, **MOUNT)
+    mount_page(app, explorer, f"/{token}")
     return app
 
 
@@ -103,7 +100,8 @@ def open_browser(address: str) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """Ends at the first signal, within seconds, and remembers which it was instead of raising it again."""
+    """Ends at the first signal, as soon as work on a text can stop, and remembers which signal it was instead of raising
+    it again. A second one ends the process at once: nothing is being written."""
 
     stopped_by = 0
 
@@ -112,10 +110,11 @@ class _Server(uvicorn.Server):
         self._explorer = explorer
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + sig)
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # that pages were open is no error
         self._explorer.close()
         self.stopped_by = sig
-        self.force_exit = self.should_exit
         self.should_exit = True
 
 
