@@ -13,6 +13,7 @@ from benchmarks.fuzzing.damage import Damage
 from benchmarks.fuzzing.target import Damaged, Target, content_of_corpus, digest
 from highrank.evaluate import of_run
 from highrank.report import summary_lines
+from highrank.report.history import history_of
 from highrank.runs import (
     Config,
     RunFolder,
@@ -197,6 +198,7 @@ def records(work: Path, run: RunFolder, corpus: Any) -> Target:
         found = corpus_of(run, None)
         for line in summary_lines(run):
             notice(line)
+        history_of(run)
         run.forget_metrics_after("train", 100, 1)
         run.add_result("train", {"epochs": 3})
         run.forget_results("finetune")

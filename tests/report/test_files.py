@@ -7,14 +7,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.fuzzing.damage import nasty_tree
 from highrank.data import Corpus
 from highrank.errors import UserError
 from highrank.report import Wanted, check_comparable, check_plotting, gather, write_page
+from highrank.report.figure import Figure
 from highrank.report.history import history_of
+from highrank.report.measured import read_components, read_rank
+from highrank.report.model_figures import component_figures, spectrum_figures
 from highrank.report.results import result_rows
 from highrank.runs import RunFolder
 from tests.report.conftest import Made
@@ -150,6 +156,32 @@ def test_damaged_figures_are_told_and_the_rest_is_shown(made: Made, tmp_path: Pa
     assert "rank.json: damaged" in subject.notes["rank"]
     assert "components.json: damaged" in subject.notes["components"]
     assert subject.passage is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "plots"),
+    [
+        ("rank.json", read_rank, spectrum_figures),
+        ("components.json", read_components, component_figures),
+    ],
+)
+def test_whatever_stands_in_the_files_is_shown_or_refused(
+    made: Made, tmp_path: Path, name: str, read: Callable[[Path], Any], plots: Callable[[Any], list[Figure]]
+) -> None:
+    good, random, shown = (made.runs[0] / name).read_bytes(), Random(5), 0
+    for _ in range(150):
+        damage = nasty_tree("json", good, random)
+        assert damage is not None
+        damage.apply(tmp_path / name)
+        try:
+            found = read(tmp_path / name)
+        except UserError:
+            continue
+        shown += 1
+        if shown <= 15:
+            for figure in plots({"a": found}):
+                json.dumps(figure.specification("page"), allow_nan=False)
+    assert 15 <= shown < 150
 
 
 def test_figures_of_an_earlier_model_are_not_shown(made: Made, tmp_path: Path) -> None:

@@ -31,6 +31,10 @@ def visible_marks(page: Page, name: str) -> int:
     return page.locator(f'figure[data-figure="{name}"]:not([hidden]) svg.marks .role-mark path').count()
 
 
+def test_nothing_is_fetched(page: Page) -> None:
+    assert page.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)") == []
+
+
 def test_every_plot_is_drawn(page: Page) -> None:
     assert page.locator("figure:not([hidden])").count() >= 6
     for name in ("perplexity-by-epoch", "spectrum", "prior-entropy-by-line-position", "gain-by-frequency"):
@@ -178,4 +182,7 @@ def test_it_stands_alone_and_is_small(made: Made) -> None:
     text = made.page.read_text(encoding="utf-8")
     assert made.page.stat().st_size < 8_000_000
     assert text.count("<script") == 3, "the data, the library once, the page's own"
-    assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="(?!data:)', text)
+    outside_scripts = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r'<(?:link|img)[^>]*(?:src|href)="(?!data:)', outside_scripts)
+    assert "@import" not in outside_scripts
+    assert "url(http" not in outside_scripts

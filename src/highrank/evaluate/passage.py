@@ -1,6 +1,6 @@
 """A passage of text, word by word: what a model predicts there, as it was trained and once it has learnt on the way."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from highrank.data.batches import Columns
 from highrank.errors import UserError
 from highrank.evaluate.adaptation import Adaptation, DynamicSettings, GradientStatistics
-from highrank.evaluate.prediction import Prediction, predict_next
+from highrank.evaluate.prediction import Explanation, Prediction, predict_next
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
 
@@ -117,13 +117,13 @@ def _predictions(
 
 
 def _joined(parts: list[Prediction]) -> Prediction:
-    def join(values: list[object]) -> object:
-        if values[0] is None:
-            return None
-        if isinstance(values[0], Tensor):
-            return torch.cat([value.cpu() for value in values if isinstance(value, Tensor)])
-        return type(values[0])(*map(join, map(list, zip(*values, strict=True))))
+    """The parts one after the other, on the CPU."""
 
-    joined = join(list(parts))
-    assert isinstance(joined, Prediction)
-    return joined
+    def join(column: tuple[Any, ...]) -> Any:
+        if column[0] is None:
+            return None
+        if isinstance(column[0], Explanation):
+            return Explanation(*map(join, zip(*column, strict=True)))
+        return torch.cat([tensor.cpu() for tensor in column])
+
+    return Prediction(*map(join, zip(*parts, strict=True)))

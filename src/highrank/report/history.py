@@ -8,6 +8,7 @@ from highrank.runs import STAGES, RunFolder
 
 __all__ = ["History", "Mark", "Point", "history_of"]
 
+MOST = 10**12  # of epochs, updates, seconds: more is damage
 MOST_INTERVALS = 120  # of one run: single intervals are noise
 
 
@@ -134,13 +135,16 @@ def _mark(what: str, epoch: float, epoch_tokens: int | None, elapsed_s: float) -
 
 def _whole(record: Mapping[str, Any]) -> bool:
     """Has it the numbers that are read here? A line that a person or a fault has changed may not."""
-    numbers = (record.get("loss_nats"), record.get("elapsed_s"))
     return (
         record["event"] in ("interval", "validation")
-        and record["epoch"] >= 1
-        and record["step"] >= 0
-        and all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers)
+        and 1 <= record["epoch"] <= MOST
+        and 0 <= record["step"] <= MOST
+        and all(_is_amount(record.get(name)) for name in ("loss_nats", "elapsed_s"))
     )
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST
 
 
 def _thinned(points: list[Point]) -> list[Point]:

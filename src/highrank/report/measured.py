@@ -133,14 +133,19 @@ class Components(msgspec.Struct):
 
 def read_rank(path: Path) -> RankFigures:
     """Raises UserError if the file cannot be read or is not what highrank rank writes."""
-    return checked(read_json(path), RankFigures, path)
+    found = checked(read_json(path), RankFigures, path)
+    values = found.singular_values
+    if not values or values[0] <= 0 or min(values) < 0 or min(found.contexts, found.context_features) < 1:
+        raise UserError(f"{path}: damaged: expected singular values, the largest first, and sizes of at least 1")
+    return found
 
 
 def read_components(path: Path) -> Components:
     """Raises UserError if the file cannot be read or is not what highrank components writes."""
     found = checked(read_json(path), Components, path)
     count = found.num_components
-    if len(found.components) != count or [len(row) for row in found.divergence.mean_nats] != [count] * count:
+    sizes = (len(found.components), len(found.posterior.sorted_mean), *map(len, found.divergence.mean_nats))
+    if count < 1 or sizes != (count,) * (count + 2):
         raise UserError(f"{path}: damaged: expected figures of {count} components")
     return found
 
@@ -149,5 +154,5 @@ def checked(values: dict[str, Any], kind: type[Figures], source: Path) -> Figure
     try:
         json.dumps(values, allow_nan=False)  # Python's reader takes NaN and infinities, which no plot can show
         return msgspec.convert(values, kind)
-    except (msgspec.ValidationError, ValueError) as error:
+    except (msgspec.ValidationError, ValueError, OverflowError) as error:
         raise UserError(f"{source}: damaged: {error}") from error

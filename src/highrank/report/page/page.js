@@ -135,6 +135,8 @@
     };
     for (const input of all(`input[name="colour-${reading.dataset.run}"]`)) input.addEventListener("change", colour);
     words.forEach((word, number) => {
+      word.setAttribute("role", "button");
+      word.tabIndex = number ? -1 : 0;
       word.addEventListener("pointerenter", () => { if (pinned < 0) show(number); });
       word.addEventListener("focus", () => show(number));
       word.addEventListener("click", () => {
@@ -153,7 +155,6 @@
       pinned = -1;
       words[Math.min(Math.max(from + steps[event.key], 0), words.length - 1)].focus();
     });
-    if (words.length) words[0].tabIndex = 0;
   }
   const showRun = () => {
     for (const reading of all(".of-run")) reading.hidden = reading.dataset.run !== chosen("passage-run");
