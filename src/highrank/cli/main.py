@@ -40,6 +40,7 @@ COMMANDS = (
     report,
     explore,
     generate,
+    explore,
     run,
     import_model,
     runs,
