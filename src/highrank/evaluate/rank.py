@@ -236,7 +236,9 @@ def _singular_values(matrix_NV: Tensor, epsilon: float, display: Display) -> Ten
     few = _of_low_rank(matrix_NV, epsilon, display)
     if few is not None:
         return few
-    display.message("singular values: a full decomposition, for a matrix of 10,000 x 10,000 half an hour on a CPU core")
+    if min(matrix_NV.shape) >= SKETCH_FROM:
+        rows, columns = matrix_NV.shape
+        display.message(f"singular values: a full decomposition of {rows:,} x {columns:,}, which shows no progress")
     return _decomposed(matrix_NV)
 
 
