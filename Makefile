@@ -14,7 +14,8 @@ DEV     := $(VENV)/.installed-dev
 DEMO    := $(VENV)/.installed-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-gpu lint format format-check types check bench bench-gpu clean clean-venv
+.PHONY: help venv demo test test-slow test-gpu lint format format-check types docs docs-write check bench bench-gpu clean \
+    clean-venv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -71,8 +72,14 @@ format-check: $(DEV) ## is every file in the project's format?
 types: $(DEV) ## mypy, strict, on src
 	@$(PY) -m mypy
 
-check: ## what has to pass before a change is handed in: lint, format-check, types, test
-	@for step in lint format-check types test; do \
+docs: $(DEV) ## build the documentation's site into site/, strictly; open site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+
+docs-write: $(DEV) ## write what follows from code and results into the pages and the README
+	@$(PY) -m docs.generate
+
+check: ## what has to pass before a change is handed in: lint, format-check, types, docs, test
+	@for step in lint format-check types docs test; do \
 	    echo "== $$step"; $(MAKE) --no-print-directory $$step || exit 1; done
 
 # A benchmark is a file that can be run; one that can run on a GPU takes --device.
@@ -88,8 +95,8 @@ bench-gpu: $(DEV) ## run the benchmarks that have a --device on a CUDA device
 	    echo "== $$file"; PYTHONPATH=src $(PY) -m $$(echo $${file%.py} | tr / .) --device cuda $(ARGS) || exit 1; done
 
 clean: ## remove build outputs and caches; .venv and runs stay
-	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	@find src tests benchmarks paper -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find src tests benchmarks paper docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 clean-venv: ## remove .venv
 	@rm -rf $(VENV)

@@ -33,6 +33,7 @@ __all__ = [
     "find_model",
     "finetune_config",
     "finetune_parser",
+    "generate_parser",
     "gpus",
     "print_perplexities",
     "run_script",
@@ -132,6 +133,22 @@ def dynamic_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max_batches", type=int, default=-1, help="segments for the gradient statistics at most; -1: all"
     )
+    return parser
+
+
+def generate_parser() -> argparse.ArgumentParser:
+    """The options of generate.py."""
+    parser = argparse.ArgumentParser(description="Generate text with a run.")
+    parser.add_argument("--data", default="./penn", help="no effect: the run has its vocabulary")
+    parser.add_argument(
+        "--checkpoint", default="./model.pt", help="FOLDER/finetune_model.pt, FOLDER/model.pt or FOLDER"
+    )
+    parser.add_argument("--outf", default="generated.txt", help="the file to write (default: %(default)s)")
+    parser.add_argument("--words", type=int, default=1000, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1111, help="the same seed gives the same text")
+    parser.add_argument("--cuda", action="store_true", help="use a GPU")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the mixture")
+    parser.add_argument("--log-interval", type=int, default=100, help="no effect")
     return parser
 
 

@@ -15,7 +15,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src"
 # From the top: a module imports from its own package and from those on a lower line, not from a neighbour on its line.
 LAYERS = (
     ("cli",),
-    ("train", "report"),
+    ("train", "report", "explore"),
     ("evaluate",),
     ("runs",),
     ("models", "data"),

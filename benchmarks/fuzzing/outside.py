@@ -15,10 +15,11 @@ from benchmarks.fuzzing.target import Damaged, Target, digest
 from benchmarks.textbook import TextbookModel
 from highrank.data import download, encoding
 from highrank.data.catalog import CatalogEntry, Mirror, RemoteFile, Split
+from highrank.evaluate import rank, read_matrix
 from highrank.files import file_sha256
 from highrank.runs.original import from_original, read_state_dict
 
-__all__ = ["archives", "imports"]
+__all__ = ["archives", "imports", "matrices"]
 
 SPLITS = ("train", "valid", "test")
 
@@ -31,6 +32,19 @@ class Told:
 
     def progress(self, *said: object, **more: object) -> None:
         return None
+
+
+def matrices(work: Path) -> Target:
+    """Log-probabilities of another program in a .npy file, measured as ``highrank rank --matrix`` does."""
+    good = work / "matrices"
+    good.mkdir()
+    np.save(good / "matrix.npy", torch.log_softmax(torch.randn(7, 5, dtype=torch.float64), -1).numpy())
+
+    def read(copy: Path, notice: Callable[[str], None]) -> str:
+        figures = rank(read_matrix(copy / "matrix.npy")).as_dict()
+        return digest({name: repr(value) for name, value in figures.items() if name != "elapsed_s"})
+
+    return Target("saved matrix", good, (Damaged("matrix.npy", "npy"),), read)
 
 
 def imports(work: Path) -> Iterator[Target]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.fuzzing.outside import archives, imports
+from benchmarks.fuzzing.outside import archives, imports, matrices
 from benchmarks.fuzzing.runs import SIZES, checkpoints, gradient_statistics, records, trained_model
 from benchmarks.fuzzing.target import Target, copied
 from benchmarks.fuzzing.texts import configurations, corpus_cache, corpus_text
@@ -50,6 +50,7 @@ def make_targets(work: Path) -> dict[str, Target]:
         *configurations(work, config),
         *imports(work),
         *archives(work, text),
+        matrices(work),
     ]
     for number, target in enumerate(targets):
         if not target.accepted:

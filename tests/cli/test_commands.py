@@ -1,6 +1,7 @@
 """The commands as a user calls them: what they print, and what bad input gets: one line, an exit code, no loss."""
 
 import json
+import math
 import resource
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from highrank import load
+from highrank.runs import RunFolder
 
 RECIPE = Path(__file__).parent.parent / "train" / "tiny.toml"
 
@@ -59,6 +61,16 @@ def test_a_run_folder_holds_what_it_should(trained: Path) -> None:
 def test_fine_tuning_never_ends_worse_than_it_began(trained: Path) -> None:
     results = json.loads((trained / "results.json").read_text())
     assert results["finetune"]["valid_loss_nats"] <= results["train"]["valid_loss_nats"]
+
+
+def test_validations_record_the_use_of_components(trained: Path) -> None:
+    validations = [record for record in RunFolder.open(trained).metrics() if record["event"] == "validation"]
+    assert {record["stage"] for record in validations} == {"train", "finetune"}
+    for record in validations:
+        for name in ("mean_prior", "mean_posterior"):
+            assert len(record[name]) == 3
+            assert sum(record[name]) == pytest.approx(1, abs=1e-6)
+        assert 0 < record["prior_entropy_nats"] <= math.log(3)
 
 
 def test_evaluate_agrees_with_the_recorded_loss_and_the_python_api(trained: Path, small_text: Path) -> None:

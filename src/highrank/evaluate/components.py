@@ -1,6 +1,5 @@
 """The components of a mixture over a text: what one pass gives of every token, and how far they are from each other."""
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from highrank.data.batches import Columns
-from highrank.evaluate.held_out import evenly_spaced, hidden_states
+from highrank.evaluate.held_out import evenly_spaced, hidden_states, in_float64
 from highrank.heads import Head
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
@@ -88,8 +87,7 @@ class Mixed(NamedTuple):
 
 
 def mixed(head: Head, hidden_SH: Tensor) -> Mixed:
-    """All of it at once: for few contexts."""
-    head = copy.deepcopy(head).double().eval()
+    """All of it at once, (S, K, V): for few contexts. ``head`` as from ``in_float64``."""
     with torch.no_grad():
         context_SKD, prior_logits_SK = head.components(hidden_SH.double())
         logits_SKV = torch.nn.functional.linear(context_SKD, head.weight, head.bias)
@@ -116,7 +114,7 @@ def component_differences(head: Head, hidden_SH: Tensor, *, display: Display = S
     """In the contexts of these hidden states (S, H), in float64. Memory: some blocks of 64 MiB."""
     divergence_KK: Tensor | float = 0.0
     information = []
-    for block in _blocks(head, hidden_SH):
+    for block in _blocks(in_float64(head), hidden_SH):
         prob_bKV = block.component_log_prob.exp()
         entropy_bK = -(prob_bKV * block.component_log_prob).sum(-1)
         rows = []
@@ -139,7 +137,7 @@ def component_differences(head: Head, hidden_SH: Tensor, *, display: Display = S
 
 
 def _blocks(head: Head, hidden_SH: Tensor) -> Iterator[Mixed]:
-    components = int(head.components(hidden_SH[:1].detach()).prior_logits.shape[-1])
+    components = mixed(head, hidden_SH[:1]).prior.shape[-1]
     size = max(1, BLOCK_BYTES // (8 * components * head.num_classes))
     for start in range(0, len(hidden_SH), size):
         yield mixed(head, hidden_SH[start : start + size])

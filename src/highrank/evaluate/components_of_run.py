@@ -13,6 +13,7 @@ from highrank.data.vocabulary import END_OF_LINE
 from highrank.errors import UserError
 from highrank.evaluate.bands import Bands, equal_bands, fixed_bands, over_bands
 from highrank.evaluate.components import Floats, TextStatistics, component_differences, mixed, text_statistics
+from highrank.evaluate.held_out import in_float64
 from highrank.evaluate.of_run import keep
 from highrank.files import file_sha256
 from highrank.heads import Head
@@ -240,6 +241,7 @@ def _examples(
     text: TextStatistics, head: Head, information: Floats, tokens: NDArray[np.int32], vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
     chosen = np.sort(np.argsort(-information, kind="stable")[:EXAMPLES])
+    head = in_float64(head)
     found = []
     for index in chosen:
         position = int(text.positions[index])

@@ -21,7 +21,7 @@ from highrank.workers import ALONE, Workers
 
 __all__ = ["dynamic_evaluate", "gradient_statistics"]
 
-SHOW_EVERY = 50
+SHOW_EVERY = 10
 
 
 def gradient_statistics(

@@ -1,5 +1,6 @@
 """Held-out text as contexts: the hidden states of a model over a text, at batch 1 with the state carried."""
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from highrank.data.batches import Columns, Segment
+from highrank.heads import Head
 from highrank.models import LanguageModel, detached
 
-__all__ = ["evenly_spaced", "hidden_states"]
+__all__ = ["evenly_spaced", "hidden_states", "in_float64"]
 
 SEGMENT = 1024
 
@@ -30,3 +32,8 @@ def hidden_states(model: LanguageModel, tokens: NDArray[np.int32], what: str) ->
 def evenly_spaced(count: int, total: int) -> NDArray[np.int64]:
     """``count`` different numbers from 0 to below ``total``, ascending."""
     return np.arange(count, dtype=np.int64) * total // count
+
+
+def in_float64(head: Head) -> Head:
+    """A copy of the head that computes in float64, without dropout."""
+    return copy.deepcopy(head).double().eval()

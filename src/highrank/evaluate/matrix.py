@@ -30,6 +30,6 @@ def read_matrix(path: Path) -> "Tensor | NDArray[Any]":
     try:
         # Not np.load, which would take a zip archive too; neither unpickles.
         array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError, EOFError, SyntaxError, OverflowError) as error:
+    except Exception as error:  # NumPy's parser of the header raises whatever Python's own tokenizer and parser do
         raise UserError(f"{path}: damaged or not a .npy file of numbers ({error})") from error
     return array

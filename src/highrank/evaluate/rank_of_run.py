@@ -1,6 +1,5 @@
 """The rank of a run: the log-probabilities of its best model over held-out contexts, and what is kept of them."""
 
-import copy
 import time
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from highrank.data import Corpus
 from highrank.errors import UserError
-from highrank.evaluate.held_out import evenly_spaced, hidden_states
+from highrank.evaluate.held_out import evenly_spaced, hidden_states, in_float64
 from highrank.evaluate.of_run import keep
 from highrank.evaluate.rank import announce_memory, measure_rank
 from highrank.files import file_sha256
@@ -108,7 +107,7 @@ def log_prob_matrix(
 ) -> Tensor:
     """Log-probabilities (N, V) in float64 after the tokens at ``positions`` (ascending): the head is evaluated in
     float64, from the hidden states on, so that its rank is not buried in the noise of a shorter type."""
-    head = copy.deepcopy(model.head).double().eval()
+    head = in_float64(model.head)
     matrix_NV = torch.empty(
         len(positions), model.vocab_size, dtype=torch.float64, device=next(model.parameters()).device
     )

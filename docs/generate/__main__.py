@@ -1,0 +1,48 @@
+"""Writes what follows from code and results into the pages: ``python -m docs.generate`` (``make docs-write``).
+
+A page has ``<!-- generated: NAME -->`` and ``<!-- end of NAME -->``; what stands between them is this program's.
+``tests/docs/test_generated.py`` fails where a page is not what would be written.
+"""
+
+import re
+from pathlib import Path
+
+from docs.generate.benchmarks import benchmark_table
+from docs.generate.commands import command_reference
+from docs.generate.original import option_tables
+from docs.generate.results import paper_table, rank_table, recipe_table, run_list, tutorial_table
+from docs.generate.settings import settings_reference
+
+__all__ = ["PARTS", "ROOT", "pages", "written"]
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = {
+    "benchmarks": benchmark_table,
+    "commands": command_reference,
+    "options of 2017": option_tables,
+    "penn": lambda: paper_table("penn"),
+    "ranks": rank_table,
+    "recipes": recipe_table,
+    "runs": run_list,
+    "settings": settings_reference,
+    "tutorial": tutorial_table,
+    "wikitext-2": lambda: paper_table("wikitext-2"),
+}
+MARKED = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def written(page: str) -> str:
+    """The text of a page with every generated part as it should be now."""
+    return MARKED.sub(lambda part: f"{part[1]}\n{PARTS[part[2]]().strip()}\n\n{part[3]}", page)
+
+
+if __name__ == "__main__":
+    for path in pages():
+        before = path.read_text(encoding="utf-8")
+        if (after := written(before)) != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"written: {path.relative_to(ROOT)}")

@@ -1,0 +1,37 @@
+"""The table of the benchmarks: each one's question, and the files with its answers."""
+
+import ast
+from pathlib import Path
+
+from docs.generate.markdown import table
+from docs.generate.results import read_results
+
+__all__ = ["benchmark_files", "benchmark_table"]
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def benchmark_files() -> list[Path]:
+    """The files that can be run, as ``make bench`` lists them."""
+    return [path for path in sorted(FOLDER.glob("*.py")) if '__name__ == "__main__"' in path.read_text("utf-8")]
+
+
+def benchmark_table() -> str:
+    results = read_results()
+    rows = []
+    for path in benchmark_files():
+        question = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]
+        answers = [name for name in results if name.split(".")[0] == path.stem]
+        rows.append(
+            [
+                f"`{path.stem}`",
+                question,
+                "; ".join(
+                    f"[{name}](../benchmarks/results/{name}): `{results[name]['about']['command']}`, "
+                    f"commit {results[name]['about']['commit']}"
+                    for name in answers
+                )
+                or "-",
+            ]
+        )
+    return table(["file", "question", "results"], rows)
