@@ -79,6 +79,16 @@ def test_the_figures_data_are_those_of_the_run(made: Made) -> None:
     assert values == json.loads((made.runs[1] / "rank.json").read_text())["singular_values"]
 
 
+def test_the_softmax_beside_it_is_the_control_of_the_mixture(made: Made) -> None:
+    found = read_components(made.runs[0] / "components.json")
+    losses = [RunFolder.open(run).results for run in made.runs]
+    assert found.gain.control is not None
+    gain = losses[1]["train"]["test"]["loss_nats"] - losses[0]["finetune"]["test"]["loss_nats"]
+    assert found.gain.control.gain_nats == pytest.approx(gain, abs=1e-4)
+    assert (made.figures / "gain-over-softmax-by-frequency.svg").exists()
+    assert "over the control" in made.page.read_text(encoding="utf-8")
+
+
 def test_the_switch_to_averaging_and_the_stages_are_marked(made: Made) -> None:
     history = history_of(RunFolder.open(made.runs[0]))
     marks = {mark.what: mark for mark in history.marks}

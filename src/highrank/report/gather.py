@@ -98,7 +98,7 @@ def gather(
         with subject.noted("passage"):
             corpus = corpus_of(run)
         _add_rank(subject, subject.stage, corpus if wanted.rank else None, device, display)
-        _add_components(subject, subject.stage, corpus if wanted.components else None, device, display)
+        _add_components(subject, subject.stage, corpus if wanted.components else None, _control(runs), device, display)
         if corpus is not None and wanted.passage_words:
             with subject.noted("passage"):
                 _add_passage(subject, subject.stage, corpus, wanted, device, display)
@@ -161,8 +161,18 @@ def _add_rank(
         raise UserError(f"not measured{older}: highrank rank {subject.run.path}, or report --rank, measures it")
 
 
+def _control(runs: Sequence[RunFolder]) -> RunFolder | None:
+    """The first run with one softmax: what the mixtures are compared with, token by token."""
+    return next((run for run in runs if run.config.model.head == "softmax" and _last_stage(run) is not None), None)
+
+
 def _add_components(
-    subject: Subject, stage: str, corpus: Corpus | None, device: torch.device | str, display: Display
+    subject: Subject,
+    stage: str,
+    corpus: Corpus | None,
+    control: RunFolder | None,
+    device: torch.device | str,
+    display: Display,
 ) -> None:
     path = subject.run.path / COMPONENTS_FILE
     head = subject.run.config.model.head
@@ -179,7 +189,9 @@ def _add_components(
                 subject.components = found
                 return
         if corpus is not None:
-            values = components_run(subject.run, corpus, SPLIT, stage=stage, device=device, display=display)
+            values = components_run(
+                subject.run, corpus, SPLIT, stage=stage, control=control, device=device, display=display
+            )
             subject.components = checked(values, Components, path)
             return
         older = " on the model as it is now" if path.exists() else ""

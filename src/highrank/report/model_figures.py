@@ -92,11 +92,6 @@ def component_figures(components: Mapping[str, Components]) -> list[Figure]:
         for label, found in components.items()
         for row in _band_rows(label, found.prior_entropy.by_line_position, "prior entropy")
     ]
-    gain = [
-        row
-        for label, found in components.items()
-        for row in _band_rows(label, found.gain.best_component.by_target_frequency, "gain")
-    ]
     if entropy:
         figures.append(
             _by_band(
@@ -109,18 +104,21 @@ def component_figures(components: Mapping[str, Components]) -> list[Figure]:
                 "prior entropy, nats",
             )
         )
-    if gain:
-        figures.append(
-            _by_band(
-                "gain-by-frequency",
-                "Gain of the mixture over its best single component, by word frequency",
-                gain,
-                list(components),
-                "occurrences of the target in the training text",
-                "gain",
-                "gain, nats a token",
-            )
-        )
+    gains = {
+        "gain-by-frequency": (
+            "Gain of the mixture over its best single component, by word frequency",
+            {label: found.gain.best_component for label, found in components.items()},
+        ),
+        "gain-over-softmax-by-frequency": (
+            "Gain of the mixture over the softmax control, by word frequency",
+            {label: found.gain.control for label, found in components.items() if found.gain.control is not None},
+        ),
+    }
+    for name, (title, of_runs) in gains.items():
+        rows = [row for label, gain in of_runs.items() for row in _band_rows(label, gain.by_target_frequency, "gain")]
+        if rows:
+            x_title = "occurrences of the target in the training text"
+            figures.append(_by_band(name, title, rows, list(of_runs), x_title, "gain", "gain, nats a token"))
     return figures
 
 
