@@ -38,6 +38,7 @@ COMMANDS = (
     rank,
     components,
     report,
+    explore,
     generate,
     explore,
     run,

@@ -214,7 +214,7 @@ class _UnlessStopped:
         self._stopping = stopping
 
     def progress(
-        self, task: str, done: int, total: int, loss_nats: float | None = None, *, unit: str = "tokens"
+        self, task: str, done: int, total: int | None, loss_nats: float | None = None, *, unit: str = "tokens"
     ) -> None:
         if self._stopping.is_set():
             raise UserError("the page was closed")

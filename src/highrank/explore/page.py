@@ -137,7 +137,7 @@ class _PageDisplay:
         self._progress = progress
 
     def progress(
-        self, task: str, done: int, total: int, loss_nats: float | None = None, *, unit: str = "tokens"
+        self, task: str, done: int, total: int | None, loss_nats: float | None = None, *, unit: str = "tokens"
     ) -> None:
         said = "reading the training text for the step sizes (once)" if task == "gradient statistics" else task
         self._progress((done, total), desc=said, unit=unit)

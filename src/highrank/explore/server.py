@@ -100,8 +100,10 @@ def open_browser(address: str) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """Ends at the first signal, as soon as work on a text can stop, and remembers which signal it was instead of raising
-    it again. A second one ends the process at once: nothing is being written."""
+    """Ends at the first signal, as soon as work on a text can stop, and remembers which one it was.
+
+    (uvicorn's own would raise it again.) A second one ends the process at once: nothing is being written.
+    """
 
     stopped_by = 0
 
