@@ -107,7 +107,7 @@ def test_every_page_fits_a_phone_and_asks_nobody_else(site: Path, address: str, 
                 wide.append(f"{name}: {over} px too wide")
     assert wide == []
     # What was still on its way when the page was left is no failure; what is not there is an error of the console.
-    assert [what for what in wrong if not what.startswith(f"request: {address}/assets/")] == []
+    assert [what for what in wrong if not what.startswith(f"request: {address}/")] == []
     assert asked
     assert [url for url in asked if not url.startswith(address)] == []
 

@@ -40,7 +40,6 @@ COMMANDS = (
     report,
     explore,
     generate,
-    explore,
     run,
     import_model,
     runs,
