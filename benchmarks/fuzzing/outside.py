@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from benchmarks.fuzzing.target import Damaged, Target, digest
+from benchmarks.fuzzing.target import Damaged, Target, Told, digest
 from benchmarks.textbook import TextbookModel
 from highrank.data import download, encoding
 from highrank.data.catalog import CatalogEntry, Mirror, RemoteFile, Split
@@ -22,16 +22,6 @@ from highrank.runs.original import from_original, read_state_dict
 __all__ = ["archives", "imports", "matrices"]
 
 SPLITS = ("train", "valid", "test")
-
-
-class Told:
-    """A display that passes on what it is told to say."""
-
-    def __init__(self, notice: Callable[[str], None]) -> None:
-        self.message = notice
-
-    def progress(self, *said: object, **more: object) -> None:
-        return None
 
 
 def matrices(work: Path) -> Target:

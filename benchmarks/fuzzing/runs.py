@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.fuzzing.damage import Damage
-from benchmarks.fuzzing.target import Damaged, Target, content_of_corpus, digest
+from benchmarks.fuzzing.target import Damaged, Target, Told, content_of_corpus, digest
 from highrank.evaluate import of_run
 from highrank.report import summary_lines
 from highrank.report.history import history_of
@@ -215,15 +215,9 @@ def gradient_statistics(work: Path, run: RunFolder, model: Any, corpus: Any) -> 
     shutil.copytree(run.path, good)
     settings = of_run.dynamic_settings(RunFolder.open(good))
 
-    class Display:
-        def __init__(self, notice: Callable[[str], None]) -> None:
-            self.message = notice
-
-        def progress(self, *arguments: object, **more: object) -> None: ...
-
     def read(copy: Path, notice: Callable[[str], None]) -> str:
         folder = RunFolder.open(copy)
-        statistics = of_run._cached_statistics(folder, "train", model, corpus, settings, Display(notice))
+        statistics = of_run.cached_statistics(folder, "train", model, corpus, settings, Told(notice))
         return digest([digest(statistics.squares), statistics.segments])
 
     read(good, lambda line: None)

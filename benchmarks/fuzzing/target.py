@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.fuzzing.damage import Damage, chance, nasty_tree
 from benchmarks.fuzzing.malice import deliberate
 
-__all__ = ["Damaged", "Target", "content_of_corpus", "copied", "digest"]
+__all__ = ["Damaged", "Target", "Told", "content_of_corpus", "copied", "digest"]
 
 
 @dataclass(frozen=True)
@@ -104,3 +104,13 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+class Told:
+    """A display that passes on what it is told to say."""
+
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self.message = notice
+
+    def progress(self, *said: object, **more: object) -> None:
+        return None
