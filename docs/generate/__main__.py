@@ -12,6 +12,7 @@ from docs.generate.commands import command_reference
 from docs.generate.original import option_tables
 from docs.generate.results import paper_table, rank_table, recipe_table, run_list, tutorial_table
 from docs.generate.settings import settings_reference
+from docs.generate.speed import floor_table, time_table
 
 __all__ = ["PARTS", "ROOT", "pages", "written"]
 
@@ -19,12 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = {
     "benchmarks": benchmark_table,
     "commands": command_reference,
+    "floors": floor_table,
     "options of 2017": option_tables,
     "penn": lambda: paper_table("penn"),
     "ranks": rank_table,
     "recipes": recipe_table,
     "runs": run_list,
     "settings": settings_reference,
+    "times": time_table,
     "tutorial": tutorial_table,
     "wikitext-2": lambda: paper_table("wikitext-2"),
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["is_short", "short_lstm"]
 
-SHORT_TOKENS = 16
+SHORT_TOKENS = 8
 
 
 def is_short(sequence: Tensor) -> bool:
