@@ -9,25 +9,15 @@ import pytest
 import torch
 
 from highrank.cli.main import main
-from highrank.data import Corpus, load_corpus
-from highrank.runs import RunFolder, build_model, parse_config
-from highrank.runs.tensors import model_tensors, write_tensors
+from highrank.data import load_corpus
+from highrank.runs import RunFolder
+from highrank.runs.tensors import write_tensors
+from tests.untrained import make_run
 
 HEADS = ("softmax", "mixture-of-contexts", "mixture-of-softmaxes")
 
 
-def make_run(folder: Path, corpus: Corpus, head: str) -> None:
-    sizes = {"embedding_features": 6, "hidden_features": 8, "last_hidden_features": 9, "num_layers": 1}
-    config = parse_config(
-        {"data": {"corpus": "text"}, "model": {"head": head, "num_components": 3, **sizes}}, source="test"
-    )
-    run = RunFolder.create(folder, config, corpus.vocabulary, corpus)
-    model = build_model(config, len(corpus.vocabulary))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.uniform_(-1.5, 1.5, generator=generator)
-    run.save_best("train", model_tensors(model))
+WIDTH = 6  # of the contexts
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +26,7 @@ def runs(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     corpus = load_corpus(small_text)
     for head in HEADS:
-        make_run(folder / head, corpus, head)
+        make_run(folder / head, corpus, head, embedding_features=WIDTH)
     return folder
 
 
@@ -85,7 +75,7 @@ def test_runs_of_different_vocabularies_are_listed_with_a_warning(
     for split in ("train", "valid", "test"):
         lines = (kjv / f"{split}.txt").read_text(encoding="utf-8").splitlines(keepends=True)[200:212]
         (text / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
-    make_run(tmp_path / "other", load_corpus(text), "softmax")
+    make_run(tmp_path / "other", load_corpus(text), "softmax", embedding_features=WIDTH)
     folders = [runs / "softmax", tmp_path / "other"]
     assert "The runs have different vocabularies" in done(capsys, "rank", *folders, "--contexts", "20")
     assert json.loads(done(capsys, "rank", *folders, "--contexts", "20", "--json"))["same_vocabulary"] is False

@@ -19,9 +19,9 @@ from highrank.evaluate.bands import equal_bands, fixed_bands, over_bands
 from highrank.evaluate.components import component_differences, mixed, text_statistics
 from highrank.heads import MixtureOfSoftmaxes
 from highrank.models import LanguageModel
-from highrank.runs import RunFolder, build_model, parse_config
 from highrank.runs.tensors import model_tensors
 from tests.parity import small_model
+from tests.untrained import make_run
 
 K, V = 4, 17
 
@@ -160,21 +160,6 @@ def corpus(tmp_path: Path) -> Corpus:
         first = [WORDS] if split == "train" else []
         (folder / f"{split}.txt").write_text("".join(" ".join(line) + "\n" for line in [*first, *drawn]))
     return load_corpus(folder)
-
-
-def make_run(folder: Path, corpus: Corpus, head: str = "mixture-of-softmaxes", **changes: Any) -> RunFolder:
-    """A run whose model is not trained, but has weights that are large enough for its components to differ."""
-    sizes = {"embedding_features": 5, "hidden_features": 6, "last_hidden_features": 7, "num_layers": 1}
-    values = {"data": {"corpus": "text"}, "model": {"head": head, "num_components": 3, **sizes, **changes}}
-    config = parse_config(values, source="test")
-    run = RunFolder.create(folder, config, corpus.vocabulary, corpus)
-    model = build_model(config, len(corpus.vocabulary))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.uniform_(-1.5, 1.5, generator=generator)
-    run.save_best("train", model_tensors(model))
-    return run
 
 
 def keys(value: Any) -> Any:

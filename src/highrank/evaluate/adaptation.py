@@ -19,7 +19,7 @@ from torch import Tensor
 
 from highrank.models import LanguageModel, State, detached, seed_dropouts, without_dropout
 
-__all__ = ["Adaptation", "DynamicSettings", "GradientStatistics", "score"]
+__all__ = ["Adaptation", "DynamicSettings", "GradientStatistics"]
 
 
 class DynamicSettings(NamedTuple):
@@ -64,16 +64,12 @@ class Adaptation:
         self._trained = [parameter.detach().clone() for parameter in self._parameters]
         self._decays, rates = _decays_and_rates([rms[name] for name in named], settings)
         self._embedding = model.backbone.embedding
-        self._embedding_rates = next(
-            rate for p, rate in zip(self._parameters, rates, strict=True) if p is self._embedding
-        )
+        rate_of = dict(zip(self._parameters, rates, strict=True))
+        self._embedding_rates = rate_of[self._embedding]
         # All that the loss of embedded tokens depends on; the embedding only if it is the output embedding too.
         tied = model.head.weight is self._embedding
-        learning = [
-            pair for pair in zip(self._parameters, rates, strict=True) if tied or pair[0] is not self._embedding
-        ]
-        self._learning = [parameter for parameter, _ in learning]
-        self._learning_rates = [rate for _, rate in learning]
+        self._learning = [parameter for parameter in self._parameters if tied or parameter is not self._embedding]
+        self._learning_rates = [rate_of[parameter] for parameter in self._learning]
         self._inside = ExitStack()
 
     def __enter__(self) -> Self:
@@ -110,16 +106,6 @@ class Adaptation:
         torch._foreach_lerp_(self._parameters, self._trained, self._decays)
         torch._foreach_addcmul_(self._learning, self._learning_rates, gradients, value=-1)
         self._embedding.index_add_(0, tokens_T, self._embedding_rates[tokens_T] * rows_TD, alpha=-1)
-
-
-def score(
-    model: LanguageModel, parameters: list[Tensor], tokens: Tensor, target: Tensor, state: State
-) -> tuple[Tensor, tuple[Tensor, ...], State]:
-    """Mean loss of a segment (T, B) in nats, its gradients, and the state after it."""
-    device = parameters[0].device
-    output = model(tokens.to(device), target.to(device), state)
-    gradients = torch.autograd.grad(output.loss, parameters)
-    return output.loss.detach(), gradients, detached(output.state)
 
 
 def _decays_and_rates(rms: list[Tensor], settings: DynamicSettings) -> tuple[list[Tensor], list[Tensor]]:

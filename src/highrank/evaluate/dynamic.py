@@ -13,9 +13,9 @@ from torch import Tensor
 
 from highrank.data.batches import SHORTEST_TRAINING_COLUMN, Columns
 from highrank.errors import UserError
-from highrank.evaluate.adaptation import Adaptation, DynamicSettings, GradientStatistics, score
+from highrank.evaluate.adaptation import Adaptation, DynamicSettings, GradientStatistics
 from highrank.evaluate.perplexity import Evaluation
-from highrank.models import LanguageModel, seed_dropouts, without_dropout
+from highrank.models import LanguageModel, State, detached, seed_dropouts, without_dropout
 from highrank.progress import SILENT, Display
 from highrank.workers import ALONE, Workers
 
@@ -57,7 +57,7 @@ def gradient_statistics(
                 with torch.no_grad():
                     state = model.backbone(segment.tokens.to(loss_sum.device), state).state
                 continue
-            loss, gradients, state = score(model, parameters, segment.tokens, segment.target, state)
+            loss, gradients, state = _score(model, parameters, segment.tokens, segment.target, state)
             torch._foreach_addcmul_(squares, gradients, gradients)
             done += segment.target.numel()
             loss_sum += loss.double() * segment.target.numel()
@@ -67,6 +67,16 @@ def gradient_statistics(
                 )
     workers.add_up(squares)
     return GradientStatistics(dict(zip(named, squares, strict=True)), segments)
+
+
+def _score(
+    model: LanguageModel, parameters: list[Tensor], tokens: Tensor, target: Tensor, state: State
+) -> tuple[Tensor, tuple[Tensor, ...], State]:
+    """Mean loss of a segment (T, B) in nats, its gradients, and the state after it."""
+    device = parameters[0].device
+    output = model(tokens.to(device), target.to(device), state)
+    gradients = torch.autograd.grad(output.loss, parameters)
+    return output.loss.detach(), gradients, detached(output.state)
 
 
 def dynamic_evaluate(

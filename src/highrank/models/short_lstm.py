@@ -1,7 +1,7 @@
 """An LSTM layer for a handful of tokens on a CPU, as in dynamic evaluation (segments of 5, batch 1).
 
 PyTorch's own packs the weights anew at every call and unpacks their gradients: for a few tokens that is most of its
-time. Measured (``benchmarks/bench_short_lstm.py``) this one is faster there, and slower for longer segments.
+time. Measured (``benchmarks/bench_short_lstm.py``) this one is as fast or faster there, and slower for longer segments.
 """
 
 from typing import Any
