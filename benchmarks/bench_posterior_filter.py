@@ -59,14 +59,7 @@ class Trial:
         self.model.head.options = LossOptions(min_posterior=min_posterior)
         train = run.config.train
         self.columns = Columns(corpus.tokens["train"], train.batch)
-        self.state = StageState(
-            self.model,
-            lr=train.lr,
-            weight_decay=train.weight_decay,
-            averaging=False,
-            groups=train.batch // run.config.micro_batch,
-            batch=run.config.micro_batch,
-        )
+        self.state = StageState(self.model, run.config)
         self.seconds: list[float] = []
         self.losses: list[float] = []
 

@@ -27,14 +27,7 @@ def our_step(
     """
     train = config.train
     model = build_model(config, vocab_size).to(device).train()
-    state = StageState(
-        model,
-        lr=train.lr,
-        weight_decay=train.weight_decay,
-        averaging=False,
-        groups=train.batch // config.micro_batch,
-        batch=config.micro_batch,
-    )
+    state = StageState(model, config)
 
     def step() -> float:
         done = update(state, columns, config, seed=train.seed, lr=train.lr, length=train.bptt, workers=workers)

@@ -37,15 +37,16 @@ def checkpoints(work: Path, config: Config, vocab_size: int) -> Iterator[Target]
     folder.mkdir()
 
     def stage_state() -> StageState:
-        model = build_model(config, vocab_size)
-        return StageState(model, lr=1.0, weight_decay=0.0, averaging=True, groups=2, batch=2)
+        state = StageState(build_model(config, vocab_size), config)
+        state.start_averaging()
+        return state
 
     state = stage_state()
     contents = []
     for step in (7, 8):
         for parameter in state.model.parameters():
             parameter.grad = torch.ones_like(parameter)
-        state.optimizer.step()
+        state.step(1.0)
         state.position.step = step
         state.position.history.append(5.0 / step)
         path = state.save(folder)
@@ -82,7 +83,7 @@ def checkpoints(work: Path, config: Config, vocab_size: int) -> Iterator[Target]
         state.position.add_losses(1.0, 1.0)
         for parameter in state.model.parameters():
             parameter.grad = torch.ones_like(parameter)
-        state.optimizer.step()
+        state.step(1.0)
         return digest([repr(state.position), digest(model_tensors(state.model))])
 
     believed = Damaged(f"{path.name}/state.json", "forged")

@@ -24,7 +24,7 @@ WORDS = [f"w{number}" for number in range(11)]
 VALUES = {
     "data": {"corpus": "text"},
     "model": SIZES,
-    "train": {"batch": 4, "bptt": 5, "valid_batch": 2},
+    "train": {"batch": 4, "micro_batch": 2, "bptt": 5, "valid_batch": 2},
     "dynamic": {"batch": 4, "bptt": 25},
 }
 SPLITS = ("train", "valid", "test")

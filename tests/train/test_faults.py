@@ -28,7 +28,7 @@ def where_possible() -> Iterator[None]:
 
 def nothing_is_lost(result: dict[str, Any]) -> None:
     assert result["runs_compared"] > 0
-    assert result["tensors_compared"] > 50 * result["runs_compared"], "the comparison is too easy"
+    assert result["tensors_compared"] > 40 * result["runs_compared"], "the comparison is too easy"
     assert result["different"] == []
     assert result["bits_different"] == 0
 

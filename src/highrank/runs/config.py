@@ -76,7 +76,11 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ``lr`` for a segment of length bptt; gradient norm clipped at ``clip``; ``alpha`` and ``beta`` weigh the activation
     and temporal activation penalties; averaging starts when the validation loss is above the best of all but the last
     ``nonmono`` values, or at ``average_from`` (an epoch; 0: never by date). ``min_posterior`` is the loss's posterior
-    filter (0: only what is below rounding; see ``highrank.LossOptions``)."""
+    filter (0: only what is below rounding; see ``highrank.LossOptions``).
+
+    The paper's recipe is "sgd" at a constant rate with an even average. ``lr`` is the peak of a ``schedule`` over all
+    ``epochs``, reached after the share ``warmup`` of them. In the average of the weights those of the k-th update count
+    about k^``average_power``: late ones more than early ones above 0."""
 
     seed: Seed = 1111
     epochs: Count = 1000
@@ -84,13 +88,17 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     micro_batch: CountOrZero = 0
     bptt: Annotated[int, Meta(ge=5, le=2**31 - 1)] = 70
     max_length_delta: CountOrZero = 40
+    optimizer: Literal["sgd", "adamw", "rmsprop"] = "sgd"
     lr: Positive = 20.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Probability = 0.0
     clip: Positive = 0.25
     weight_decay: NotNegative = 1.2e-6
     alpha: NotNegative = 2.0
     beta: NotNegative = 1.0
     nonmono: Count = 5
     average_from: CountOrZero = 0
+    average_power: Annotated[float, Meta(ge=0, le=1000)] = 0.0
     min_posterior: Probability = 0.0
     valid_batch: Count = 10
 

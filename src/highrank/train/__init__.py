@@ -1,9 +1,10 @@
 """Training: the loop, its optimizer, its state, what it records."""
 
+from highrank.train.averaging import WeightAverage, averaged_weights, is_stalled
 from highrank.train.interruption import Interrupted
 from highrank.train.loop import StageSettings, train_stage
 from highrank.train.objective import objective
-from highrank.train.optimizer import averaged_weights, is_stalled, make_optimizer
+from highrank.train.optimizer import make_optimizer
 from highrank.train.stages import Machine, corpus_for, corpus_of, finetune, open_or_create, set_later_settings, train
 from highrank.train.state import Position, StageState
 from highrank.train.update import Update, update
@@ -15,6 +16,7 @@ __all__ = [
     "StageSettings",
     "StageState",
     "Update",
+    "WeightAverage",
     "averaged_weights",
     "corpus_for",
     "corpus_of",

@@ -17,9 +17,10 @@ from highrank.progress import SILENT, Display
 from highrank.random import derived_seed
 from highrank.runs import Checkpoint, Config, RunFolder, build_model, describe_device, latest_checkpoint
 from highrank.runs.tensors import model_tensors, put_model_tensors, read_tensors
+from highrank.train.averaging import averaged_weights, is_stalled
 from highrank.train.interruption import Interrupted, StopRequest, stop_on_signal
-from highrank.train.optimizer import averaged_weights, is_stalled
 from highrank.train.recorder import Recorder
+from highrank.train.schedule import rate_share
 from highrank.train.state import Position, StageState
 from highrank.train.update import update
 from highrank.workers import ALONE, Workers
@@ -42,14 +43,36 @@ class StageSettings:
     stop_when_stalled: bool  # or else start averaging
     keep_start: bool  # the model that the stage starts from counts as epoch 0: it stays the best until it is beaten
     average_from: int  # the epoch in which averaging starts at the latest; 0: only when stalled
+    schedule: str
+    warmup: float
 
     @classmethod
     def of(cls, config: Config, stage: str) -> "StageSettings":
         if stage == "train":
             train = config.train
-            return cls(train.epochs, train.lr, train.nonmono, train.average_from == 1, False, False, train.average_from)
+            return cls(
+                train.epochs,
+                train.lr,
+                train.nonmono,
+                averaging=train.average_from == 1,
+                stop_when_stalled=False,
+                keep_start=False,
+                average_from=train.average_from,
+                schedule=train.schedule,
+                warmup=train.warmup,
+            )
         tune = config.finetune
-        return cls(tune.epochs, tune.lr, tune.nonmono, True, True, True, 0)
+        return cls(
+            tune.epochs,
+            tune.lr,
+            tune.nonmono,
+            averaging=True,
+            stop_when_stalled=True,
+            keep_start=True,
+            average_from=0,
+            schedule="constant",
+            warmup=0.0,
+        )
 
 
 def training_columns(config: Config, corpus: Corpus) -> Columns:
@@ -124,15 +147,10 @@ def _first_state(
     if stage == "finetune":
         tensors, started_from = workers.first(lambda: _trained_model(run))
         put_model_tensors(model, tensors, source=run.best_model_path("train"))
-    return StageState(
-        model.to(device),
-        lr=settings.lr,
-        weight_decay=config.train.weight_decay,
-        averaging=settings.averaging,
-        groups=config.train.batch // config.micro_batch,
-        batch=config.micro_batch,
-        started_from=started_from,
-    )
+    state = StageState(model.to(device), config, started_from=started_from)
+    if settings.averaging:
+        state.start_averaging()
+    return state
 
 
 def _trained_model(run: RunFolder) -> tuple[dict[str, Tensor], str]:
@@ -214,7 +232,7 @@ class _Stage:
                 self.columns,
                 self.config,
                 seed=self.seed,
-                lr=self.settings.lr,
+                lr=self.rate(),
                 length=length,
                 workers=self.workers,
             )
@@ -241,6 +259,12 @@ class _Stage:
                 self.stop_if_asked(signal_number)
             position.elapsed_s += time.monotonic() - now
         self.read_losses()
+
+    def rate(self) -> float:
+        """Of the next update, if its segment has ``train.bptt`` steps."""
+        position, settings = self.state.position, self.settings
+        done = (position.epoch - 1 + position.start / self.columns.length) / settings.epochs
+        return settings.lr * rate_share(settings.schedule, settings.warmup, done)
 
     def stop_if_asked(self, signal_number: int) -> None:
         """To be called right after saving."""
@@ -278,7 +302,7 @@ class _Stage:
         """Loss of the (averaged) weights on the validation text."""
         state = self.state
         started = time.monotonic()
-        with averaged_weights(state.optimizer, state.model):
+        with averaged_weights(state.average, state.model):
             evaluation = evaluate(
                 state.model,
                 self.valid,

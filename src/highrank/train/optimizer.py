@@ -1,88 +1,99 @@
-"""SGD that becomes averaged SGD: which one, when, and the weights that are evaluated."""
+"""How the weights follow the gradient: SGD, written here, or PyTorch's AdamW and RMSProp."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from highrank.errors import UserError
+from highrank.runs import Config
 
-__all__ = ["averaged_weights", "averages", "is_stalled", "make_optimizer", "optimizer_tensors", "put_optimizer_tensors"]
+__all__ = ["SGD", "Optimizer", "TorchOptimizer", "make_optimizer"]
 
-AVERAGING_STATE = {"step", "eta", "mu", "ax"}  # what PyTorch's ASGD keeps of each parameter
+PREFIX = "optimizer."
 
 
-def make_optimizer(model: nn.Module, lr: float, weight_decay: float, *, averaging: bool) -> torch.optim.Optimizer:
-    """SGD, or averaged SGD that averages every step from now on (t0=0, lambd=0). The loop sets the rate of each step.
+class Optimizer(Protocol):
+    """One step at a rate that the caller sets anew each time, and what a checkpoint needs to go on."""
 
-    PyTorch's ASGD applies the rate given for a step one step later, as it did for the paper: so it does here.
+    def step(self, lr: float) -> None:
+        """Change the parameters by their gradients, which are not to be used after."""
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """The state as in a checkpoint: ``optimizer.KEY.PARAMETER``."""
+
+    def put(self, saved: Mapping[str, Tensor]) -> None:
+        """The inverse. Raises UserError for a state that does not fit the parameters."""
+
+
+def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
+    train = config.train
+    if train.optimizer == "sgd":
+        return SGD(model, train.weight_decay)
+    return TorchOptimizer(model, train.optimizer, train.weight_decay)
+
+
+class SGD:
+    """w - lr (gradient + weight_decay w), without state.
+
+    Not ``torch.optim.SGD``: its first use imports PyTorch's compiler, which takes as long as importing PyTorch.
     """
-    if averaging:
-        return torch.optim.ASGD(model.parameters(), lr=lr, t0=0, lambd=0.0, weight_decay=weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+
+    def __init__(self, model: nn.Module, weight_decay: float) -> None:
+        self._parameters = list(model.parameters())
+        self._weight_decay = weight_decay
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        trained: list[Tensor] = [parameter for parameter in self._parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        if self._weight_decay:
+            torch._foreach_add_(gradients, trained, alpha=self._weight_decay)
+        torch._foreach_add_(trained, gradients, alpha=-lr)
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def put(self, saved: Mapping[str, Tensor]) -> None:
+        """There is nothing to put."""
 
 
-def is_stalled(history: Sequence[float], loss: float, nonmono: int) -> bool:
-    """The non-monotonic rule: ``loss`` is above the best of all but the last ``nonmono`` values before it."""
-    return len(history) > nonmono and loss > min(history[:-nonmono])
+class TorchOptimizer:
+    """AdamW (decay apart from the gradient) or RMSProp as Melis, Dyer, Blunsom 2018 (arXiv 1707.05589) used it: Adam
+    without momentum, that is RMSProp with its second moment corrected for the start at zero."""
 
+    def __init__(self, model: nn.Module, name: str, weight_decay: float) -> None:
+        betas = {"adamw": (0.9, 0.99), "rmsprop": (0.0, 0.999)}[name]
+        self._named_parameters = dict(model.named_parameters())
+        self._optimizer = torch.optim.AdamW(
+            model.parameters(), lr=0.0, betas=betas, weight_decay=weight_decay, fused=True
+        )
 
-def averages(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor] | None:
-    """The averaged weights by name; None while nothing is averaged."""
-    if not isinstance(optimizer, torch.optim.ASGD):
-        return None
-    state = optimizer.state
-    return {name: state[p]["ax"] if p in state else p.detach() for name, p in model.named_parameters()}
+    def step(self, lr: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
 
+    def named_tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{PREFIX}{key}.{name}": value
+            for name, parameter in self._named_parameters.items()
+            for key, value in self._optimizer.state.get(parameter, {}).items()
+        }
 
-@contextmanager
-def averaged_weights(optimizer: torch.optim.Optimizer, model: nn.Module) -> Iterator[None]:
-    """Inside, ``model`` has the averaged weights (if there are any); after, the weights being trained."""
-    averaged = averages(optimizer, model)
-    if averaged is None:
-        yield
-        return
-    trained = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    _put(model, averaged)
-    try:
-        yield
-    finally:
-        _put(model, trained)
-
-
-@torch.no_grad()
-def _put(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors: ``optimizer.KEY.PARAMETER``."""
-    return {
-        f"optimizer.{key}.{name}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
-
-
-def put_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """The inverse. Set directly: ``load_state_dict`` would cast scalars to the parameters' dtype and change bits."""
-    parameters = dict(model.named_parameters())
-    state: dict[str, dict[str, Any]] = {}
-    for full_name, value in tensors.items():
-        prefix, _, rest = full_name.partition(".")
-        if prefix != "optimizer":
-            continue
-        key, _, name = rest.partition(".")
-        if name not in parameters:
-            raise UserError(f"checkpoint: optimizer state for an unknown parameter {name!r}")
-        if value.shape not in ((), parameters[name].shape):
-            raise UserError(f"checkpoint: optimizer state {key!r} of {name} does not fit its shape")
-        state.setdefault(name, {})[key] = value.to(parameters[name].device)
-    for name, values in state.items():
-        if isinstance(optimizer, torch.optim.ASGD) and set(values) != AVERAGING_STATE:
-            raise UserError(f"checkpoint: the optimizer's averages of {name} are not complete")
-        optimizer.state[parameters[name]] = values
+    def put(self, saved: Mapping[str, Tensor]) -> None:
+        """Set directly: ``load_state_dict`` would cast scalars to the parameters' dtype and change bits."""
+        state: dict[str, dict[str, Any]] = {}
+        for full_name, value in saved.items():
+            if full_name.startswith(PREFIX):
+                key, _, name = full_name.removeprefix(PREFIX).partition(".")
+                state.setdefault(name, {})[key] = value
+        if not state:
+            return
+        for name, parameter in self._named_parameters.items():
+            values = state.get(name, {})
+            shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            if {key: value.shape for key, value in values.items()} != shapes:
+                raise UserError(f"checkpoint: the optimizer's state of {name} is missing or does not fit it")
+            self._optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in values.items()}

@@ -3,18 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from highrank.errors import UserError
 from highrank.models import LanguageModel, State
+from highrank.runs import Config
 from highrank.runs.checkpoint import Checkpoint, save_checkpoint
 from highrank.runs.tensors import model_tensors, put_model_tensors
+from highrank.train.averaging import WeightAverage
 from highrank.train.gradients import GradientSum
-from highrank.train.optimizer import make_optimizer, optimizer_tensors, put_optimizer_tensors
+from highrank.train.optimizer import make_optimizer
 from highrank.workers import Workers
 
 __all__ = ["Position", "StageState"]
@@ -25,13 +28,16 @@ class Position:
     """Plain numbers of a stage. ``start`` is where the next segment begins; ``history`` the validation losses so far.
 
     Sums of nats and counts of tokens: ``epoch_`` since the epoch began, ``interval_`` since the last record.
-    ``started_from`` is the hash of the model file that fine-tuning began with.
+    ``averaged`` counts the weights that went into the average, and ``late_lr`` is the rate of the last step while
+    averaging (see ``StageState.step``). ``started_from`` is the hash of the model file that fine-tuning began with.
     """
 
     epoch: int = 1
     start: int = 0
     step: int = 0
     averaging: bool = False
+    averaged: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    late_lr: float | None = None
     finished: bool = False
     best_loss: float | None = None
     best_epoch: int = 0
@@ -74,28 +80,35 @@ class Position:
 class StageState:
     """The position, the model, its optimizer and the hidden state carried by each micro-batch."""
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        *,
-        lr: float,
-        weight_decay: float,
-        averaging: bool,
-        groups: int,
-        batch: int,
-        started_from: str = "",
-    ) -> None:
+    def __init__(self, model: LanguageModel, config: Config, *, started_from: str = "") -> None:
         self.model = model
-        self.position = Position(averaging=averaging, started_from=started_from)
-        self.batch = batch
-        self.carried: list[State] = [model.initial_state(batch) for _ in range(groups)]
+        self.position = Position(started_from=started_from)
+        self.batch = config.micro_batch
+        groups = config.train.batch // config.micro_batch
+        self.carried: list[State] = [model.initial_state(self.batch) for _ in range(groups)]
         self.gradient_sum = GradientSum(model) if groups > 1 else None
-        self._lr, self._weight_decay = lr, weight_decay
-        self.optimizer = make_optimizer(model, lr, weight_decay, averaging=averaging)
+        self.optimizer = make_optimizer(model, config)
+        self.average: WeightAverage | None = None
+        self._average_power = config.train.average_power
 
     def start_averaging(self) -> None:
         self.position.averaging = True
-        self.optimizer = make_optimizer(self.model, self._lr, self._weight_decay, averaging=True)
+        self.average = WeightAverage(self.model, self._average_power)
+
+    def step(self, lr: float) -> None:
+        """Follow the gradient, and add the weights to their average if there is one.
+
+        While averaging, from its second step on, at the rate that was meant for the step before: as PyTorch's ASGD,
+        which trained the paper's models.
+        """
+        position = self.position
+        if self.average is None:
+            self.optimizer.step(lr)
+            return
+        self.optimizer.step(lr if position.late_lr is None else position.late_lr)
+        position.late_lr = lr
+        position.averaged += 1
+        self.average.add(position.averaged)
 
     def start_epoch(self) -> None:
         """The text begins again: with an empty state."""
@@ -104,29 +117,35 @@ class StageState:
 
     def share(self, workers: Workers) -> None:
         """Give every worker the same weights and averages, and the hidden states that the others carry."""
-        optimizer = optimizer_tensors(self.optimizer, self.model)
-        workers.copy_from(0, [*model_tensors(self.model).values(), *optimizer.values()])
+        workers.copy_from(0, [*model_tensors(self.model).values(), *self._learned().values()])
         for index, state in enumerate(self.carried):
             workers.copy_from(workers.owner(index), [tensor for pair in state for tensor in pair])
 
     def save(self, folder: Path) -> Path:
-        tensors = optimizer_tensors(self.optimizer, self.model) | _state_tensors(self.carried)
+        tensors = self._learned() | _state_tensors(self.carried)
         return save_checkpoint(
             folder, self.position.step, model_tensors(self.model), tensors, {"position": asdict(self.position)}
         )
+
+    def _learned(self) -> dict[str, Tensor]:
+        """What the updates made beside the weights."""
+        averages = {} if self.average is None else self.average.named_tensors()
+        return self.optimizer.named_tensors() | averages
 
     def restore(self, checkpoint: Checkpoint) -> None:
         saved = checkpoint.state.get("position", {})
         if not isinstance(saved, dict) or set(saved) != {item.name for item in fields(Position)}:
             raise UserError(f"{checkpoint.path}: written by another version of highrank; it cannot be resumed")
         try:
-            self.position = msgspec.convert(saved, Position)
+            position = msgspec.convert(saved, Position)
         except msgspec.ValidationError as error:
             raise UserError(f"{checkpoint.path}: damaged, its position cannot be read: {error}") from error
         put_model_tensors(self.model, checkpoint.model, source=checkpoint.path)
-        if self.position.averaging:
-            self.start_averaging()
-        put_optimizer_tensors(self.optimizer, self.model, checkpoint.tensors)
+        self.optimizer.put(checkpoint.tensors)
+        if position.averaging:
+            self.average = WeightAverage(self.model, self._average_power)
+            self.average.put(checkpoint.tensors)
+        self.position = position
         device = next(self.model.parameters()).device
         _put_state_tensors(self.carried, checkpoint.tensors, device, checkpoint.path)
 

@@ -42,9 +42,7 @@ def update(
     """
     model, train = state.model, config.train
     device = next(model.parameters()).device
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr * length / train.bptt
-    state.optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     share = config.micro_batch / train.batch
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     mine = workers.share(len(state.carried))
@@ -63,5 +61,5 @@ def update(
         state.carried[index] = detached(output.state)
         loss_sum += output.loss.detach().double() * segment.target.numel()
     norm = nn.utils.clip_grad_norm_(model.parameters(), train.clip)
-    state.optimizer.step()
+    state.step(lr * length / train.bptt)
     return Update(loss_sum, norm, len(segment.tokens))
