@@ -1,8 +1,19 @@
 """How long work tells of itself: what the code that works needs of a display, and nothing of how it looks."""
 
-from typing import Protocol, final
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol, TypeVar, final
 
-__all__ = ["SILENT", "Display"]
+__all__ = ["SILENT", "UNSTOPPABLE", "Display", "by_the_clock"]
+
+CLOCK_EVERY_S = 0.2
+SLOWER_BY = 1.05  # work that takes longer than expected is taken to need so much of the time that has passed
+UNSTOPPABLE = "highrank: work that cannot be stopped"  # the name of its thread
+
+Result = TypeVar("Result")
 
 
 class Display(Protocol):
@@ -10,7 +21,7 @@ class Display(Protocol):
         self, task: str, done: int, total: int | None, loss_nats: float | None = None, *, unit: str = "tokens"
     ) -> None:
         """``done`` of ``total`` units of ``task`` are done, at this mean loss lately if there is one. To be called
-        often. ``total`` None: not known. Bytes are shown as megabytes."""
+        often. ``total`` None: not known. Bytes are shown as megabytes; seconds are those that have passed."""
 
     def message(self, text: str) -> None:
         """Something worth keeping on the screen."""
@@ -28,3 +39,35 @@ class _Silent:
 
 
 SILENT: Display = _Silent()
+
+
+def by_the_clock(work: Callable[[], Result], display: Display, task: str, expected_s: float | None = None) -> Result:
+    """What ``work`` returns or raises; on the way the time that has passed is shown, over ``expected_s`` if given.
+
+    For one long call that tells nothing of itself. Unless ``display`` is silent it runs in a thread, so it must release
+    Python's lock. Ctrl-C then ends the waiting at once. The call goes on behind and keeps no process alive; but one
+    that ends meanwhile should do so by ``os._exit``, as libraries that compute are not made for being taken down at
+    work (``UNSTOPPABLE`` is the thread's name).
+    """
+    if display is SILENT:
+        return work()
+    outcome: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    began = time.monotonic()
+    thread = threading.Thread(target=run, name=UNSTOPPABLE, daemon=True)
+    thread.start()
+    thread.join(CLOCK_EVERY_S)
+    while thread.is_alive():
+        passed = time.monotonic() - began
+        total = None if expected_s is None else math.ceil(max(expected_s, SLOWER_BY * passed, passed + 1))
+        display.progress(task, int(passed), total, unit="seconds")
+        thread.join(CLOCK_EVERY_S)
+    passed_s = int(time.monotonic() - began)
+    display.progress(task, passed_s, passed_s, unit="seconds")
+    return outcome.result()

@@ -100,10 +100,12 @@ class _Line:
                 f"{loss_nats:.3f} nats",
             )
         )
+        if unit == "seconds":
+            rate = 1.0  # what is left is what was expected, however coarsely the seconds come
         said = [f"{_duration((total - done) / rate)} left"] if rate and total is not None else []
         if total is None:
             said.append(_amount(done, unit))
-        if rate:
+        if rate and unit != "seconds":
             said.append(f"{_amount(rate, unit)}/s")
         return cls(task, None if total is None else min(1.0, done / total) if total else 1.0, loss, tuple(said))
 

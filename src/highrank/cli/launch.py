@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from highrank.errors import UserError
+from highrank.progress import UNSTOPPABLE
 
 __all__ = ["AFTER_LOSS", "launch", "launched", "leave", "report", "restarted"]
 
@@ -62,12 +64,12 @@ def launch(command: Sequence[str], workers: int, *, after_loss: str = AFTER_LOSS
 
 
 def leave(exit_code: int) -> int:
-    """The exit code; but one of several workers ends here, at once.
+    """The exit code; but one of several workers ends here, at once, and so does a process with work that goes on.
 
     The interpreter's own end would take down the threads of the process group while other workers leave it, which
-    aborts the process now and then, its work done.
+    aborts the process now and then, its work done; and the libraries of a computation that Ctrl-C has left behind.
     """
-    if launched():
+    if launched() or any(thread.name == UNSTOPPABLE for thread in threading.enumerate()):
         for stream in (sys.stdout, sys.stderr):
             if not stream.closed:
                 stream.flush()

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from highrank.errors import UserError
-from highrank.progress import SILENT, Display
+from highrank.evaluate.decomposition import is_oblong, singular_values
+from highrank.progress import SILENT, Display, by_the_clock
 
 __all__ = ["RELATIVE_THRESHOLDS", "Rank", "announce_memory", "measure_rank", "rank"]
 
@@ -24,7 +25,6 @@ SUM_TOLERANCE, SUM_TOLERANCE_EPSILONS = 1e-3, 16
 SKETCH_SHARE = 8
 SKETCH_FROM = 1024
 SKETCH_SEED = 1
-OBLONG_FROM = 1.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ def rank(
 def announce_memory(contexts: int, vocabulary: int, device: torch.device | str, display: Display) -> None:
     """Say what a matrix of this size takes. Raises UserError if the device has less."""
     # The matrix and the copy that is decomposed; of one that is not square also the triangle.
-    copies = 3 if _is_oblong(contexts, vocabulary) else 2
+    copies = 3 if is_oblong(contexts, vocabulary) else 2
     needed = copies * 8 * contexts * vocabulary + 4 * BLOCK_BYTES
     there = _memory_of(torch.device(device))
     said = f"rank of {contexts:,} contexts x {vocabulary:,} words, in float64"
@@ -234,26 +234,7 @@ def _check(start: int, block_RV: Tensor, tolerance: float) -> None:
 
 def _singular_values(matrix_NV: Tensor, epsilon: float, display: Display) -> Tensor:
     few = _of_low_rank(matrix_NV, epsilon, display)
-    if few is not None:
-        return few
-    if min(matrix_NV.shape) >= SKETCH_FROM:
-        rows, columns = matrix_NV.shape
-        display.message(f"singular values: a full decomposition of {rows:,} x {columns:,}, which shows no progress")
-    return _decomposed(matrix_NV)
-
-
-def _decomposed(matrix_NV: Tensor) -> Tensor:
-    """All singular values. Those of a matrix with more columns than rows, or the reverse, are those of the triangle of
-    its QR decomposition: several times faster than leaving that to LAPACK."""
-    square = matrix_NV
-    if _is_oblong(*matrix_NV.shape):
-        square = torch.linalg.qr(matrix_NV if len(matrix_NV) > matrix_NV.shape[1] else matrix_NV.T, mode="r")[1]
-    values: Tensor = torch.linalg.svdvals(square)
-    return values
-
-
-def _is_oblong(rows: int, columns: int) -> bool:
-    return max(rows, columns) >= OBLONG_FROM * min(rows, columns)
+    return singular_values(matrix_NV, display=display) if few is None else few
 
 
 def _of_low_rank(matrix_NV: Tensor, epsilon: float, display: Display) -> Tensor | None:
@@ -266,15 +247,21 @@ def _of_low_rank(matrix_NV: Tensor, epsilon: float, display: Display) -> Tensor 
     if size < SKETCH_FROM:
         return None
     generator = torch.Generator().manual_seed(SKETCH_SEED)
-    sketch = torch.randn(matrix_NV.shape[1], size // SKETCH_SHARE, dtype=torch.float64, generator=generator)
-    basis_NS = torch.linalg.qr(matrix_NV @ sketch.to(matrix_NV.device))[0]
-    small_SV = basis_NS.T @ matrix_NV
+    sketch_VS = torch.randn(matrix_NV.shape[1], size // SKETCH_SHARE, dtype=torch.float64, generator=generator)
+    basis_NS, small_SV = by_the_clock(
+        lambda: _projected(matrix_NV, sketch_VS.to(matrix_NV.device)), display, "sketch of the matrix"
+    )
     square = matrix_NV.new_zeros(())
     for start, block_RV in _blocks(matrix_NV):
         square += (block_RV - basis_NS[start : start + len(block_RV)] @ small_SV).square().sum()
         display.progress("sketch of the matrix", start + len(block_RV), len(matrix_NV), unit="contexts")
-    values = _decomposed(small_SV)
+    values = singular_values(small_SV, task="singular values of the sketch", display=display)
     left_out = float(square.sqrt())  # the Frobenius norm, which is no smaller than the largest singular value
     threshold = _round_off(matrix_NV, values, epsilon)
     below = values[values <= threshold]
     return values if len(below) and float(below[0]) + left_out < threshold else None
+
+
+def _projected(matrix_NV: Tensor, sketch_VS: Tensor) -> tuple[Tensor, Tensor]:
+    basis_NS = torch.linalg.qr(matrix_NV @ sketch_VS)[0]
+    return basis_NS, basis_NS.T @ matrix_NV
