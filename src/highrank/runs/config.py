@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from msgspec import Meta
 from highrank.errors import UserError
 from highrank.reading import read_bytes
 
-__all__ = ["Config", "nearest_spelling", "parse_config", "read_config", "read_whole_config", "to_toml"]
+__all__ = ["Config", "nearest_spelling", "parse_config", "read_config", "read_whole_config", "to_toml", "to_whole_toml"]
 
 # The upper ends keep sizes computed from them within 64 bits, and leave room for anything that a machine can hold.
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -28,6 +29,8 @@ Probability = Annotated[float, Meta(ge=0, lt=1)]
 
 TOML_LIMIT_BYTES = 1 << 16
 MOST_DOTS = 200
+MARK = re.compile(r"# (\d{1,6}) settings;")
+LAST_UNMARKED = "dynamic.mean_square"  # with which files ended that do not say how many settings they hold
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=False):
@@ -126,6 +129,9 @@ class DynamicSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Config(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All settings of a run. A run made before a setting was added is read with its default, so the default of a new
+    setting must mean what was done before."""
+
     data: DataSection
     model: ModelSection = ModelSection()
     dropout: DropoutSection = DropoutSection()
@@ -170,33 +176,38 @@ def parse_config(values: Mapping[str, Any], *, source: str, overrides: Iterable[
 
 
 def read_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
-    return parse_config(_read_toml(path), source=str(path), overrides=overrides)
+    return parse_config(_parsed(_read_text(path), path), source=str(path), overrides=overrides)
 
 
 def read_whole_config(path: Path) -> Config:
-    """The configuration of a run, in which all settings are written. Raises UserError where some are missing.
+    """The configuration of a run, which this or an earlier version wrote (``to_whole_toml``).
 
-    Such a file was cut short, and defaults would take the place of what it said.
+    A setting that was added since has its default, which means what was done before. Raises UserError if the file was
+    cut short: there defaults would take the place of what it said.
     """
-    values = _read_toml(path)
-    config = parse_config(values, source=str(path))
-    missing = [
-        f"{section}.{key}"
-        for section, settings in msgspec.to_builtins(config).items()
-        for key in settings
-        if key not in values.get(section, {})
-    ]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{path}: cut short, or of another version: {missing[0]}{more} missing")
-    return config
+    text = _read_text(path)
+    values = _parsed(text, path)
+    sections = {section: settings for section, settings in values.items() if isinstance(settings, Mapping)}
+    written = {f"{section}.{key}" for section, settings in sections.items() for key in settings}
+    if mark := MARK.match(text):
+        if len(written) < int(mark[1]):
+            raise UserError(f"{path}: cut short: {len(written)} of {mark[1]} settings are there")
+    elif LAST_UNMARKED not in written:
+        raise UserError(f"{path}: cut short: {LAST_UNMARKED} is missing")
+    return parse_config(values, source=str(path))
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    content = read_bytes(path, TOML_LIMIT_BYTES)
+def _read_text(path: Path) -> str:
     try:
-        values = _from_toml(content.decode())
-    except ValueError as error:  # of TOML, of UTF-8, or of a number of too many digits
+        return read_bytes(path, TOML_LIMIT_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        values = _from_toml(text)
+    except ValueError as error:  # of TOML, or of a number of too many digits
         raise UserError(f"{path}: not valid TOML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise UserError(f"{path}: not valid TOML: nested too deeply") from error
@@ -207,6 +218,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def to_toml(config: Config) -> str:
     """All settings, defaults included."""
     return tomli_w.dumps(msgspec.to_builtins(config))
+
+
+def to_whole_toml(config: Config) -> str:
+    """The same below their number, which tells whether the file was cut short."""
+    number = sum(len(settings) for settings in msgspec.to_builtins(config).values())
+    return f"# {number} settings; with fewer this file was cut short.\n{to_toml(config)}"
 
 
 def _from_toml(text: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from highrank.errors import UserError
 from highrank.files import append_line, explained, new_file, new_folder, remove_leftovers, write_text
 from highrank.models import LanguageModel
 from highrank.runs.build import build_model
-from highrank.runs.config import Config, read_config, to_toml
+from highrank.runs.config import Config, read_whole_config, to_toml, to_whole_toml
 from highrank.runs.lock import writing
 from highrank.runs.records import STAGES, best_model_path, read_facts, read_metrics, read_results
 from highrank.runs.tensors import put_model_tensors, read_tensors, write_tensors
@@ -84,7 +84,7 @@ class RunFolder:
             }
         try:
             with explained(path), new_folder(path) as temporary:
-                (temporary / "config.toml").write_text(to_toml(config), encoding="utf-8")
+                (temporary / "config.toml").write_text(to_whole_toml(config), encoding="utf-8")
                 (temporary / "run.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
                 vocabulary.save(temporary / "vocabulary.txt")
         except FileExistsError as error:  # another process was faster
@@ -96,7 +96,7 @@ class RunFolder:
         if not (path / "config.toml").is_file():
             raise UserError(f"{path}: not a run folder (expected config.toml in it)")
         facts = read_facts(path)
-        return cls(path, read_config(path / "config.toml"), Vocabulary.load(path / "vocabulary.txt"), facts)
+        return cls(path, read_whole_config(path / "config.toml"), Vocabulary.load(path / "vocabulary.txt"), facts)
 
     def stage_folder(self, stage: str) -> Path:
         return self.path / stage
@@ -210,7 +210,7 @@ class RunFolder:
         before, after = (to_toml(each).splitlines() for each in (self.config, config))
         changes = [f"{old} -> {new}" for old, new in zip(before, after, strict=True) if old != new]
         with explained(self.path):
-            write_text(self.path / "config.toml", to_toml(config))
+            write_text(self.path / "config.toml", to_whole_toml(config))
         if changes:
             self.log(f"settings changed: {'; '.join(changes)}")
         return replace(self, config=config)

@@ -85,7 +85,7 @@ def open_or_create(
             f"{path}: the run was started with other settings ({changed}); resume with the same, or start anew"
         )
     run.check_corpus(corpus)
-    # Not only where they differ: in a file that was cut short defaults stand in for settings.
+    # Not only where they differ: in the file of an earlier version defaults stand in for settings that it lacks.
     if tomllib.loads((path / "config.toml").read_text(encoding="utf-8")) == msgspec.to_builtins(config):
         return run
     with at_work(path):
