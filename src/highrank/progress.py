@@ -7,8 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol, TypeVar, final
 
-__all__ = ["SILENT", "UNSTOPPABLE", "Display", "by_the_clock"]
+__all__ = ["READ_EVERY_S", "SILENT", "UNSTOPPABLE", "Display", "Pace", "by_the_clock"]
 
+READ_EVERY_S = 0.5  # how often a loss is read for the display: a reading makes a GPU wait
 CLOCK_EVERY_S = 0.2
 SLOWER_BY = 1.05  # work that takes longer than expected is taken to need so much of the time that has passed
 UNSTOPPABLE = "highrank: work that cannot be stopped"  # the name of its thread
@@ -39,6 +40,22 @@ class _Silent:
 
 
 SILENT: Display = _Silent()
+
+
+@final
+class Pace:
+    """Says when it is time to look, every so many seconds, however fast the steps of the work are."""
+
+    def __init__(self, every_s: float = READ_EVERY_S) -> None:
+        self._every_s = every_s
+        self._looked_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked_at < self._every_s:
+            return False
+        self._looked_at = now
+        return True
 
 
 def by_the_clock(work: Callable[[], Result], display: Display, task: str, expected_s: float | None = None) -> Result:

@@ -1,11 +1,10 @@
-"""Work that tells nothing of itself: shown by the clock, with the values, errors and Ctrl-C of a plain call."""
+"""All singular values: those of the plain call, with the time told beforehand and on the way, and Ctrl-C."""
 
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -15,25 +14,12 @@ import torch
 
 from highrank.evaluate import decomposition
 from highrank.evaluate.decomposition import singular_values
-from highrank.progress import CLOCK_EVERY_S, SILENT, by_the_clock
+from highrank.progress import CLOCK_EVERY_S
+from tests.telling import Telling
 from tests.terminal import on_a_terminal, screen
 
 SIDES = (1200, 2000)  # some two seconds on one core
 ONE_CORE = {"OMP_NUM_THREADS": "1"}  # or the work might be done before it can be watched
-
-
-class Telling:
-    def __init__(self) -> None:
-        self.shown: list[tuple[str, int, int | None, str]] = []
-        self.messages: list[str] = []
-
-    def progress(
-        self, task: str, done: int, total: int | None, loss_nats: float | None = None, *, unit: str = "tokens"
-    ) -> None:
-        self.shown.append((task, done, total, unit))
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -76,31 +62,6 @@ def test_the_rate_is_measured_with_a_corner(monkeypatch: pytest.MonkeyPatch, mat
     assert decomposition._expected_seconds(matrix) == pytest.approx(0.5 * 16**3)
     assert decomposition._expected_seconds(matrix) == pytest.approx(0.1 * 4**3)
     assert corners == [(19, 32), (38, 63), (75, 125), *[(19, 32), (38, 63), (75, 125), (150, 250), (300, 500)]]
-
-
-def test_work_that_takes_longer_than_expected_does_not_come_to_an_end() -> None:
-    display = Telling()
-    assert by_the_clock(lambda: time.sleep(5 * CLOCK_EVERY_S), display, "sleeping", 0.1) is None
-    *waiting, (_, last, end, _) = display.shown
-    assert len(waiting) >= 3
-    assert all(total is not None and done < total for _, done, total, _ in waiting)
-    assert last == end
-    display = Telling()
-    by_the_clock(lambda: time.sleep(2 * CLOCK_EVERY_S), display, "sleeping")
-    assert display.shown[0] == ("sleeping", 0, None, "seconds")
-
-
-def test_what_the_work_raises_is_raised() -> None:
-    def fail() -> None:
-        raise TimeoutError("of the work itself")
-
-    with pytest.raises(TimeoutError, match="of the work itself"):
-        by_the_clock(fail, Telling(), "failing", 10)
-
-
-def test_without_a_display_there_is_no_thread() -> None:
-    assert by_the_clock(threading.current_thread, SILENT, "x", 1) is threading.current_thread()
-    assert by_the_clock(threading.current_thread, Telling(), "x", 1) is not threading.current_thread()
 
 
 def test_on_a_terminal(saved: Path) -> None:

@@ -16,12 +16,10 @@ from highrank.errors import UserError
 from highrank.evaluate.adaptation import Adaptation, DynamicSettings, GradientStatistics
 from highrank.evaluate.perplexity import Evaluation
 from highrank.models import LanguageModel, State, detached, seed_dropouts, without_dropout
-from highrank.progress import SILENT, Display
+from highrank.progress import SILENT, Display, Pace
 from highrank.workers import ALONE, Workers
 
 __all__ = ["dynamic_evaluate", "gradient_statistics"]
-
-SHOW_EVERY = 10
 
 
 def gradient_statistics(
@@ -45,7 +43,7 @@ def gradient_statistics(
     squares = [torch.zeros_like(parameter) for parameter in parameters]
     state = model.initial_state(batch)
     loss_sum = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
-    segments, done = 0, 0
+    segments, done, reading = 0, 0, Pace()
     with without_dropout(model, keep_weight_dropout=weight_dropout_seed is not None):
         for segment in columns.segments(bptt):
             if len(segment.tokens) == 1 and bptt > 1:
@@ -61,7 +59,7 @@ def gradient_statistics(
             torch._foreach_addcmul_(squares, gradients, gradients)
             done += segment.target.numel()
             loss_sum += loss.double() * segment.target.numel()
-            if display is not SILENT and segments % SHOW_EVERY < workers.count:  # a reading makes a GPU wait
+            if display is not SILENT and reading.is_due():
                 display.progress(
                     "gradient statistics", done * workers.count, columns.predicted_tokens, loss_sum.item() / done
                 )
@@ -96,12 +94,12 @@ def dynamic_evaluate(
     started = time.perf_counter()
     columns = Columns(tokens, 1, what=what)
     total = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
-    done = 0
+    done, reading = 0, Pace()
     with Adaptation(model, statistics, settings) as adaptation:
-        for index, segment in enumerate(columns.segments(settings.bptt)):
+        for segment in columns.segments(settings.bptt):
             total += adaptation.step(segment.tokens, segment.target).double() * segment.target.numel()
             done += segment.target.numel()
-            if index % SHOW_EVERY == 0:
+            if reading.is_due():  # a lost loss is told now, not at the end
                 display.progress(what, done, columns.predicted_tokens, _finite(total, done, settings))
     return Evaluation.of(_finite(total, done, settings), done, started)
 

@@ -13,7 +13,7 @@ from highrank.data.batches import SHORTEST_TRAINING_COLUMN, Columns, segment_len
 from highrank.errors import UserError
 from highrank.evaluate import evaluate
 from highrank.files import file_sha256
-from highrank.progress import SILENT, Display
+from highrank.progress import READ_EVERY_S, SILENT, Display
 from highrank.random import derived_seed
 from highrank.runs import Checkpoint, Config, RunFolder, build_model, describe_device, latest_checkpoint
 from highrank.runs.tensors import model_tensors, put_model_tensors, read_tensors
@@ -27,7 +27,6 @@ from highrank.workers import ALONE, Workers
 
 __all__ = ["StageSettings", "check_workers", "train_stage", "training_columns"]
 
-CHECK_EVERY_S = 0.5  # how often the loss is read: a reading makes a GPU wait
 RECORD_EVERY_STEPS = 50
 EXPLODED_AFTER_STEPS = 10  # a single segment may be bad at the start of a run
 
@@ -245,7 +244,7 @@ class _Stage:
             record = position.step % RECORD_EVERY_STEPS == 0
             # What one worker's clock or signal asks for, all do after the same step.
             signal_number, save, read = self.workers.largest(
-                self.stop.signal_number, now - self.saved_at > self.checkpoint_every_s, now - read_at > CHECK_EVERY_S
+                self.stop.signal_number, now - self.saved_at > self.checkpoint_every_s, now - read_at > READ_EVERY_S
             )
             if record or save or read or signal_number:
                 read_at = now
