@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from benchmarks.faults import RECIPE, here
-from highrank.files import file_sha256
 from highrank.runs import at_work
 from tests.terminal import on_a_terminal, screen
 
@@ -279,27 +278,29 @@ def test_perplexities_that_cannot_be_compared(what: str, runs: Path) -> None:
     assert ("perplexities cannot be compared" in here("compare", runs / "whole", other).stdout) is not comparable
 
 
-def measured(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    sha256 = file_sha256(run / "finetune" / "model.safetensors")
-    about = {"format": 1, "stage": "finetune", "split": "test", "model_sha256": sha256}
-    rank = {"contexts": 299, "numerical_rank": 281, "effective_rank": 12.5, "bound": None, "singular_values": [1.0]}
-    gain = {"best_component": {"component": 1, "gain_nats": 0.25}, "control": None}
-    entropies = {"prior_entropy": {"mean_nats": 0.75}, "posterior_entropy": {"mean_nats": 0.5}}
-    return about | rank, about | {"tokens": 299, "dead": [2], "gain": gain} | entropies
-
-
 def test_rank_and_components_where_they_were_measured(runs: Path) -> None:
     run = runs / "whole"
-    rank, components = measured(run)
-    (run / "rank.json").write_text(json.dumps(rank))
-    (run / "components.json").write_text(json.dumps(components))
+    for command in (["rank", run, "--contexts", "60"], ["components", run]):
+        assert here(*command, "--device", "cpu").returncode == 0
+    rank, components = (json.loads((run / name).read_text()) for name in ("rank.json", "components.json"))
     found = compared(run, runs / "begun")
-    assert found["rank"][0]["numerical_rank"] == 281
-    assert found["components"][0]["gain"] == {"best_component": {"gain_nats": 0.25}}
-    assert found["rank"][1] is found["components"][1] is None
+    headline = (
+        "stage",
+        "split",
+        "model_sha256",
+        "contexts",
+        "numerical_rank",
+        "effective_rank",
+        "bound",
+        "mean_kl_nats",
+    )
+    assert found["rank"] == [{name: rank[name] for name in headline}, None]
+    gain = {"best_component": {"gain_nats": components["gain"]["best_component"]["gain_nats"]}}
+    assert (found["components"][0]["dead"], found["components"][0]["gain"]) == (components["dead"], gain)
+    assert found["components"][1] is None
     rows = {line[:32].strip(): line[32:].split() for line in here("compare", run, runs / "begun").stdout.splitlines()}
-    assert rows["rank"] == ["281", "-"]
-    assert rows["components: dead"] == ["1", "-"]
+    assert rows["rank"] == [str(rank["numerical_rank"]), "-"]
+    assert rows["components: dead"] == [str(len(components["dead"])), "-"]
     (run / "rank.json").write_text(json.dumps(rank | {"model_sha256": "0" * 64}))
     (run / "components.json").write_text(json.dumps(components | {"dead": "none"}))
     found = compared(run, runs / "begun")

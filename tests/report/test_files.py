@@ -19,10 +19,10 @@ from highrank.errors import UserError
 from highrank.report import Wanted, check_comparable, check_plotting, gather, write_page
 from highrank.report.figure import Figure
 from highrank.report.history import history_of
-from highrank.report.measured import read_components, read_rank
 from highrank.report.model_figures import component_figures, spectrum_figures
 from highrank.report.results import result_rows
 from highrank.runs import RunFolder
+from highrank.runs.measured import read_components, read_rank
 from tests.report.conftest import Made
 
 

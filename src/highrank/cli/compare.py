@@ -12,7 +12,7 @@ from highrank.errors import UserError, one_line
 if TYPE_CHECKING:
     from highrank.runs.comparison import Comparison
     from highrank.runs.listing import DynamicFigures, RunSummary, StageFigures
-    from highrank.runs.measured import ComponentFigures, RankFigures
+    from highrank.runs.measured import Components, RankFigures
 
 __all__ = ["add_parser", "run"]
 
@@ -45,7 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _result(comparison: "Comparison") -> dict[str, Any]:
-    import msgspec
 
     return {
         "runs": [
@@ -60,12 +59,32 @@ def _result(comparison: "Comparison") -> dict[str, Any]:
             for run in comparison.runs
         ],
         "settings": comparison.settings,
-        "rank": [msgspec.to_builtins(each) for each in comparison.rank],
-        "components": [msgspec.to_builtins(each) for each in comparison.components],
+        "rank": [None if found is None else _rank(found) for found in comparison.rank],
+        "components": [None if found is None else _components(found) for found in comparison.components],
         "perplexities_comparable": not comparison.obstacles,
         "obstacles": list(comparison.obstacles),
         "notes": list(comparison.notes),
     }
+
+
+def _rank(found: "RankFigures") -> dict[str, Any]:
+    """The headline figures: the spectrum stands in rank.json."""
+    names = ("contexts", "numerical_rank", "effective_rank", "bound", "mean_kl_nats")
+    return _about(found) | {name: getattr(found, name) for name in names}
+
+
+def _components(found: "Components") -> dict[str, Any]:
+    return _about(found) | {
+        "tokens": found.tokens,
+        "dead": found.dead,
+        "prior_entropy": {"mean_nats": found.prior_entropy.mean_nats},
+        "posterior_entropy": {"mean_nats": found.posterior_entropy.mean_nats},
+        "gain": {"best_component": {"gain_nats": found.gain.best_component.gain_nats}},
+    }
+
+
+def _about(found: "RankFigures | Components") -> dict[str, Any]:
+    return {"stage": found.stage, "split": found.split, "model_sha256": found.model_sha256}
 
 
 def _print(comparison: "Comparison") -> None:
@@ -118,7 +137,7 @@ def _measured_rows(comparison: "Comparison") -> Iterator[list[str]]:
         "rank: contexts": lambda found: f"{found.contexts:,} of {found.split}",
         "rank: effective": lambda found: f"{found.effective_rank:,.1f}",
     }
-    components: dict[str, Callable[[ComponentFigures], str]] = {
+    components: dict[str, Callable[[Components], str]] = {
         "components: dead": lambda found: str(len(found.dead)),
         "components: prior entropy": lambda found: f"{found.prior_entropy.mean_nats:.3f} nats",
         "components: posterior entropy": lambda found: f"{found.posterior_entropy.mean_nats:.3f} nats",

@@ -18,10 +18,9 @@ from highrank.heads import Head, MixtureOfSoftmaxes
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
 from highrank.runs import RunFolder
+from highrank.runs.measured import RANK_FILE
 
-__all__ = ["PAPER_RANKS", "RANK_FILE", "log_prob_matrix", "rank_bound", "rank_run"]
-
-RANK_FILE = "rank.json"
+__all__ = ["PAPER_RANKS", "log_prob_matrix", "rank_bound", "rank_run"]
 
 # Yang et al. 2018 (arXiv 1711.03953), Penn Treebank, V = 10,000; by the same round-off rule.
 PAPER_RANKS = (

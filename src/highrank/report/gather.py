@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -25,17 +26,24 @@ from highrank.evaluate import (
     rank_run,
     read_passage,
 )
-from highrank.files import file_sha256
 from highrank.progress import SILENT, Display
 from highrank.report.history import History, history_of
-from highrank.report.measured import Components, RankFigures, checked, read_components, read_rank
 from highrank.runs import RunFolder, parameter_count
+from highrank.runs.measured import (
+    COMPONENTS_FILE,
+    RANK_FILE,
+    Components,
+    RankFigures,
+    is_of_this_model,
+    read_components,
+    read_rank,
+)
 
 __all__ = ["Subject", "Wanted", "check_comparable", "gather"]
 
-RANK_FILE, COMPONENTS_FILE = "rank.json", "components.json"
 SPLIT = "test"
 LISTED_WORDS = 5
+Figures = TypeVar("Figures", RankFigures, Components)
 
 
 class Wanted(NamedTuple):
@@ -146,19 +154,13 @@ def _last_stage(run: RunFolder) -> str | None:
 def _add_rank(
     subject: Subject, stage: str, corpus: Corpus | None, device: torch.device | str, display: Display
 ) -> None:
-    path = subject.run.path / RANK_FILE
+    run = subject.run
+    measure = None
+    if corpus is not None:
+        measure = partial(rank_run, run, corpus, SPLIT, stage=stage, device=device, display=display)
     with subject.noted("rank"):
-        if path.exists():
-            found = read_rank(path)
-            if _is_of(subject.run, stage, found.stage, found.model_sha256):
-                subject.rank = found
-                return
-        if corpus is not None:
-            values = rank_run(subject.run, corpus, SPLIT, stage=stage, device=device, display=display)
-            subject.rank = checked(values, RankFigures, path)
-            return
-        older = " on the model as it is now" if path.exists() else ""
-        raise UserError(f"not measured{older}: highrank rank {subject.run.path}, or report --rank, measures it")
+        how = f"highrank rank {run.path}, or report --rank,"
+        subject.rank = _measured(run, stage, RANK_FILE, read_rank, measure, how)
 
 
 def _control(runs: Sequence[RunFolder]) -> RunFolder | None:
@@ -174,33 +176,43 @@ def _add_components(
     device: torch.device | str,
     display: Display,
 ) -> None:
-    path = subject.run.path / COMPONENTS_FILE
-    head = subject.run.config.model.head
-    if head == "softmax":
+    run = subject.run
+    if run.config.model.head == "softmax":
         subject.notes["components"] = "one softmax: it has no components"
         return
-    if head == "mixture-of-contexts":
+    if run.config.model.head == "mixture-of-contexts":
         subject.notes["components"] = "a mixture of contexts: its components have no predictions of their own"
         return
+    measure = None
+    if corpus is not None:
+        measure = partial(
+            components_run, run, corpus, SPLIT, stage=stage, control=control, device=device, display=display
+        )
     with subject.noted("components"):
-        if path.exists():
-            found = read_components(path)
-            if _is_of(subject.run, stage, found.stage, found.model_sha256):
-                subject.components = found
-                return
-        if corpus is not None:
-            values = components_run(
-                subject.run, corpus, SPLIT, stage=stage, control=control, device=device, display=display
-            )
-            subject.components = checked(values, Components, path)
-            return
-        older = " on the model as it is now" if path.exists() else ""
-        raise UserError(f"not measured{older}: highrank components {subject.run.path} measures it")
+        how = f"highrank components {run.path}"
+        subject.components = _measured(run, stage, COMPONENTS_FILE, read_components, measure, how)
 
 
-def _is_of(run: RunFolder, stage: str, measured_stage: str, sha256: str) -> bool:
-    """Were the figures measured on the model that the run has now?"""
-    return measured_stage == stage and file_sha256(run.best_model_path(stage)) == sha256
+def _measured(
+    run: RunFolder,
+    stage: str,
+    name: str,
+    read: Callable[[Path], Figures],
+    measure: Callable[[], object] | None,
+    how: str,
+) -> Figures:
+    """What the file ``name`` of the run says of the model as it is now, if need be after ``measure`` has written it.
+
+    Raises UserError with ``how`` to measure it, where it is not there and not to be measured.
+    """
+    path = run.path / name
+    older = " on the model as it is now" if path.exists() else ""
+    if path.exists() and is_of_this_model(run.path, found := read(path), stage):
+        return found
+    if measure is None:
+        raise UserError(f"not measured{older}: {how} measures it")
+    measure()
+    return read(path)
 
 
 def _add_passage(

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from highrank.report.figure import Figure, by_run, rows_of
-from highrank.report.measured import Components, EntropyBand, GainBand, RankFigures
+from highrank.runs.measured import Components, EntropyBand, GainBand, RankFigures
 
 __all__ = ["component_figures", "spectrum_figures"]
 

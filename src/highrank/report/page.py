@@ -3,13 +3,12 @@
 import html
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 import altair as alt
 import jinja2
-import msgspec
 import vl_convert
 from markupsafe import Markup
 
@@ -17,12 +16,13 @@ from highrank import __version__
 from highrank.evaluate import PAPER_RANKS
 from highrank.report.figure import Figure
 from highrank.report.gather import Subject
-from highrank.report.measured import Components, RankFigures
 from highrank.report.paper import PAPER, SOURCE
 from highrank.report.passage_view import passage_data, passage_words
 from highrank.report.results import STAGE_TITLES, paper_of, result_rows
 from highrank.report.training_figures import MEASURES
 from highrank.runs import to_toml
+from highrank.runs.comparison import differing_settings
+from highrank.runs.measured import Components, RankFigures
 
 __all__ = ["render", "vegalite_version"]
 
@@ -84,7 +84,7 @@ def render(subjects: Sequence[Subject], figures: Sequence[Figure], *, date: str,
         passages=[_passage(subject) for subject in read],
         passage_choices=[(str(number), subject.label) for number, subject in enumerate(read)],
         passage_notes=_notes(subjects, "passage") + _notes(read, "dynamic"),
-        differences=_differences(subjects),
+        differences=differing_settings([subject.run.config for subject in subjects]),
         machines=[_machine(subject) for subject in subjects],
     )
 
@@ -192,20 +192,6 @@ def _above(rank: RankFigures, threshold: float) -> str:
 
 def _dead_names(found: Components) -> str:
     return ", ".join(str(component + 1) for component in found.dead)
-
-
-def _differences(subjects: Sequence[Subject]) -> list[tuple[str, list[str]]]:
-    values = [_flat(subject) for subject in subjects]
-    return [
-        (name, [str(each[name]) for each in values])
-        for name in values[0]
-        if len({str(each[name]) for each in values}) > 1
-    ]
-
-
-def _flat(subject: Subject) -> dict[str, object]:
-    sections: Mapping[str, Mapping[str, object]] = msgspec.to_builtins(subject.run.config)
-    return {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
 
 
 def _machine(subject: Subject) -> dict[str, Any]:

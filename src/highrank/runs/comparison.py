@@ -1,19 +1,30 @@
 """Runs side by side: the settings that differ, their figures, and whether their perplexities can be compared."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from highrank.data.vocabulary import Vocabulary
 from highrank.errors import UserError
+from highrank.runs.config import Config
 from highrank.runs.listing import DamagedRun, RunSummary, is_run, summarise
-from highrank.runs.measured import FILES, ComponentFigures, Figures, RankFigures, is_of_this_model, read_measured
+from highrank.runs.measured import (
+    COMPONENTS_FILE,
+    RANK_FILE,
+    Components,
+    RankFigures,
+    is_of_this_model,
+    read_components,
+    read_rank,
+)
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "differing_settings"]
+
+Figures = TypeVar("Figures", RankFigures, Components)
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,7 @@ class Comparison:
     runs: tuple[RunSummary, ...]
     settings: dict[str, list[Any]]
     rank: list[RankFigures | None]
-    components: list[ComponentFigures | None]
+    components: list[Components | None]
     obstacles: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -33,26 +44,30 @@ class Comparison:
 def compare(paths: Sequence[Path]) -> Comparison:
     """Raises UserError for a folder that is no run, or a run of which the records are damaged."""
     runs = tuple(_whole(path) for path in paths)
-    settings = [_flat(run) for run in runs]
-    differing = {
-        name: [each[name] for each in settings]
-        for name in settings[0]
-        if any(each[name] != settings[0][name] for each in settings)
-    }
     notes = _notes(runs)
-    rank = [_measured(run, RankFigures, notes) for run in runs]
-    components = [_measured(run, ComponentFigures, notes) for run in runs]
-    return Comparison(runs, differing, rank, components, tuple(_obstacles(runs)), tuple(notes))
+    rank = [_measured(run.path, RANK_FILE, read_rank, notes) for run in runs]
+    components = [_measured(run.path, COMPONENTS_FILE, read_components, notes) for run in runs]
+    settings = differing_settings([run.config for run in runs])
+    return Comparison(runs, settings, rank, components, tuple(_obstacles(runs)), tuple(notes))
 
 
-def _measured(run: RunSummary, kind: type[Figures], notes: list[str]) -> Figures | None:
+def differing_settings(configs: Sequence[Config]) -> dict[str, list[Any]]:
+    """By ``section.key`` of each setting that differs its value in every configuration."""
+    first, *_ = flat = [_flat(config) for config in configs]
+    return {name: [each[name] for each in flat] for name in first if any(each[name] != first[name] for each in flat)}
+
+
+def _measured(run: Path, name: str, read: Callable[[Path], Figures], notes: list[str]) -> Figures | None:
+    path = run / name
+    if not path.exists():
+        return None
     try:
-        figures = read_measured(run.path, kind)
+        figures = read(path)
     except UserError as error:
         notes.append(str(error))
         return None
-    if figures is not None and not is_of_this_model(run.path, figures):
-        notes.append(f"{run.path / FILES[kind]}: of another model than the run has now, left out")
+    if not is_of_this_model(run, figures):
+        notes.append(f"{path}: of another model than the run has now, left out")
         return None
     return figures
 
@@ -66,10 +81,10 @@ def _whole(path: Path) -> RunSummary:
     return found
 
 
-def _flat(run: RunSummary) -> dict[str, Any]:
+def _flat(config: Config) -> dict[str, Any]:
     return {
         f"{section}.{key}": value
-        for section, settings in msgspec.to_builtins(run.config).items()
+        for section, settings in msgspec.to_builtins(config).items()
         for key, value in settings.items()
     }
 

@@ -1,8 +1,8 @@
-"""The headline figures of rank.json and components.json in a run folder, where they have been measured."""
+"""What was measured of a run, rank.json and components.json: checked, because anyone may have written them."""
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -11,67 +11,169 @@ from highrank.files import file_sha256
 from highrank.reading import read_json
 from highrank.runs.records import best_model_path
 
-__all__ = ["FILES", "ComponentFigures", "Figures", "RankFigures", "is_of_this_model", "read_measured"]
+__all__ = [
+    "COMPONENTS_FILE",
+    "RANK_FILE",
+    "Components",
+    "EntropyBand",
+    "GainBand",
+    "RankFigures",
+    "checked",
+    "is_of_this_model",
+    "read_components",
+    "read_rank",
+]
+
+RANK_FILE, COMPONENTS_FILE = "rank.json", "components.json"
+Figures = TypeVar("Figures", bound=msgspec.Struct)
 
 
-class RankFigures(msgspec.Struct, frozen=True):
-    """Of rank.json. ``bound``: the highest rank that the head can have; None for a mixture of softmaxes."""
+class RelativeRank(msgspec.Struct):
+    relative_threshold: float
+    rank: int
 
+
+class RankFigures(msgspec.Struct):
+    """What ``highrank rank`` found. ``bound``: the highest rank of the head; None for a mixture of softmaxes."""
+
+    format: Literal[1]
     stage: str
     split: str
     model_sha256: str
+    head: str
+    num_components: int
+    context_features: int
     contexts: int
+    vocabulary: int
     numerical_rank: int
+    threshold: float
     effective_rank: float
+    mean_kl_nats: float
+    ranks: list[RelativeRank]
+    dtype: str
+    device: str
+    singular_values: list[float]
     bound: int | None = None
-    mean_kl_nats: float | None = None
 
 
-class Entropy(msgspec.Struct, frozen=True):
+class PreferredWord(msgspec.Struct):
+    word: str
+    log_ratio: float
+
+
+class Component(msgspec.Struct):
+    component: int
+    mean_prior: float
+    mean_posterior: float
+    dead: bool
+    most_likely: float
+    loss_nats: float
+    words: list[PreferredWord]
+
+
+class Quantile(msgspec.Struct):
+    quantile: float
+    nats: float
+
+
+# ``from`` is no name in Python.
+class EntropyBand(msgspec.Struct, rename={"start": "from", "end": "to"}):
+    start: float
+    end: float | None
+    tokens: int
     mean_nats: float
 
 
-class Gain(msgspec.Struct, frozen=True):
+class GainBand(msgspec.Struct, rename={"start": "from", "end": "to"}):
+    start: float
+    end: float | None
+    tokens: int
     gain_nats: float
 
 
-class Gains(msgspec.Struct, frozen=True):
+class PriorEntropy(msgspec.Struct):
+    mean_nats: float
+    largest_nats: float
+    quantiles: list[Quantile]
+    by_line_position: list[EntropyBand] = []
+
+
+class PosteriorEntropy(msgspec.Struct):
+    mean_nats: float
+
+
+class Posterior(msgspec.Struct):
+    sorted_mean: list[float]
+
+
+class Divergence(msgspec.Struct):
+    mean_nats: list[list[float]]
+    information_nats: float
+    contexts: int
+
+
+class Gain(msgspec.Struct):
+    gain_nats: float
+    loss_nats: float
+    by_target_frequency: list[GainBand] = []
+    component: int | None = None
+    run: str | None = None
+
+
+class Gains(msgspec.Struct):
     best_component: Gain
+    likeliest_component: Gain
+    control: Gain | None = None
 
 
-class ComponentFigures(msgspec.Struct, frozen=True):
-    """Of components.json. ``dead``: components that are not used; gain: of the mixture over its best component."""
+class Components(msgspec.Struct):
+    """What ``highrank components`` found. ``dead``: components that are not used."""
 
+    format: Literal[1]
     stage: str
     split: str
     model_sha256: str
+    num_components: int
     tokens: int
+    loss_nats: float
     dead: list[int]
-    prior_entropy: Entropy
-    posterior_entropy: Entropy
+    components: list[Component]
+    prior_entropy: PriorEntropy
+    posterior_entropy: PosteriorEntropy
+    posterior: Posterior
+    divergence: Divergence
     gain: Gains
 
 
-FILES = {RankFigures: "rank.json", ComponentFigures: "components.json"}
-Figures = TypeVar("Figures", RankFigures, ComponentFigures)
+def read_rank(path: Path) -> RankFigures:
+    """Raises UserError if the file cannot be read or is not what highrank rank writes."""
+    found = checked(read_json(path), RankFigures, path)
+    values = found.singular_values
+    if not values or values[0] <= 0 or min(values) < 0 or min(found.contexts, found.context_features) < 1:
+        raise UserError(f"{path}: damaged: expected singular values, the largest first, and sizes of at least 1")
+    return found
 
 
-def read_measured(run: Path, kind: type[Figures]) -> Figures | None:
-    """None where nothing was measured. Raises UserError if the file is damaged."""
-    path = run / FILES[kind]
-    if not path.exists():
-        return None
+def read_components(path: Path) -> Components:
+    """Raises UserError if the file cannot be read or is not what highrank components writes."""
+    found = checked(read_json(path), Components, path)
+    count = found.num_components
+    sizes = (len(found.components), len(found.posterior.sorted_mean), *map(len, found.divergence.mean_nats))
+    if count < 1 or sizes != (count,) * (count + 2):
+        raise UserError(f"{path}: damaged: expected figures of {count} components")
+    return found
+
+
+def checked(values: dict[str, Any], kind: type[Figures], source: Path) -> Figures:
     try:
-        figures = msgspec.convert(read_json(path), kind)
-        json.dumps(msgspec.to_builtins(figures), allow_nan=False)
-    except UserError:
-        raise
-    except ValueError as error:  # of another type, half a character, or no finite number
-        raise UserError(f"{path}: damaged: {error}") from error
-    return figures
+        json.dumps(values, allow_nan=False)  # Python's reader takes NaN and infinities, which no plot can show
+        return msgspec.convert(values, kind)
+    except (msgspec.ValidationError, ValueError, OverflowError) as error:
+        raise UserError(f"{source}: damaged: {error}") from error
 
 
-def is_of_this_model(run: Path, figures: RankFigures | ComponentFigures) -> bool:
-    """Were they measured on the best model that the run has now?"""
+def is_of_this_model(run: Path, figures: RankFigures | Components, stage: str | None = None) -> bool:
+    """Were they measured on the best model that the run has now (of ``stage``, if given)?"""
     path = best_model_path(run, figures.stage)
-    return path.is_file() and file_sha256(path) == figures.model_sha256
+    of_stage = stage is None or stage == figures.stage
+    return of_stage and path.is_file() and file_sha256(path) == figures.model_sha256
