@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from benchmarks.faults import RECIPE
+from benchmarks.processes import RECIPE
 from highrank import files
 from highrank.data import Vocabulary
 from highrank.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults import RECIPE, here
+from benchmarks.processes import RECIPE, here
 from highrank.runs import at_work
 from tests.terminal import on_a_terminal, screen
 

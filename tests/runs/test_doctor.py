@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.faults import RECIPE, here
+from benchmarks.processes import RECIPE, here
 from benchmarks.same_bits import checksums
 from highrank.errors import UserError
 from highrank.runs import at_work

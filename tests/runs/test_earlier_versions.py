@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import RECIPE, here
+from benchmarks.processes import RECIPE, here
 from highrank.errors import UserError
 from highrank.runs import RunFolder, parse_config
 from highrank.runs.config import read_whole_config, to_toml, to_whole_toml

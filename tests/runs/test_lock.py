@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from benchmarks.faults import RECIPE
+from benchmarks.processes import RECIPE
 from highrank.data import Vocabulary
 from highrank.errors import UserError
 from highrank.files import new_file

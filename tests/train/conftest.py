@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import Setting
+from benchmarks.processes import Setting
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from benchmarks import faults
-from benchmarks.faults import RECIPE, Setting, Unavailable, here, train_arguments
+from benchmarks.disks import Unavailable
+from benchmarks.processes import RECIPE, Setting, here, train_arguments
 from benchmarks.same_bits import compare
 from highrank.runs import RunFolder
 from highrank.runs.checkpoint import checkpoint_folders

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults import RECIPE, Setting, command, finish, train_command
+from benchmarks.processes import RECIPE, Setting, command, finish, train_command
 from benchmarks.same_bits import figures
 from highrank.runs import RunFolder
 from highrank.runs.tensors import read_tensors

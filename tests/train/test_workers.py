@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import (
+from benchmarks.processes import (
     RECIPE,
     Done,
     Setting,
