@@ -12,7 +12,8 @@ from docs.generate.commands import command_reference
 from docs.generate.original import option_tables
 from docs.generate.results import paper_table, rank_table, recipe_table, run_list, tutorial_table
 from docs.generate.settings import settings_reference
-from docs.generate.speed import floor_table, time_table
+from docs.generate.speed import dynamic_evaluation_table, floor_table, time_table
+from docs.generate.trials import trial_table
 
 __all__ = ["PARTS", "ROOT", "pages", "written"]
 
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = {
     "benchmarks": benchmark_table,
     "commands": command_reference,
+    "dynamic evaluation": dynamic_evaluation_table,
     "floors": floor_table,
     "options of 2017": option_tables,
     "penn": lambda: paper_table("penn"),
@@ -28,6 +30,7 @@ PARTS = {
     "runs": run_list,
     "settings": settings_reference,
     "times": time_table,
+    "trials": trial_table,
     "tutorial": tutorial_table,
     "wikitext-2": lambda: paper_table("wikitext-2"),
 }

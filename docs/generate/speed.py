@@ -1,12 +1,12 @@
-"""Tables of what a training step must cost and what it does cost, from ``benchmarks/results/floors.json``."""
+"""Tables of what a step costs, from ``benchmarks/results``: in training (floors.json) and in dynamic evaluation."""
 
 import json
 from typing import Any
 
 from docs.generate.markdown import table
-from docs.generate.results import RESULTS
+from docs.generate.results import RESULTS, read_results
 
-__all__ = ["floor_table", "time_table"]
+__all__ = ["dynamic_evaluation_table", "floor_table", "time_table"]
 
 SHOWN_OPERATIONS = 8
 
@@ -46,3 +46,28 @@ def time_table() -> str:
         rows.append([recipe, "all operations", f"{1e3 * whole:,.0f}", "100%"])
         rows.append([recipe, "the floor", f"{1e3 * floor:,.0f}", f"{100 * floor / whole:.0f}%"])
     return table(["recipe", "operation", "ms a step", "share"], rows, numbers=range(2, 4))
+
+
+def dynamic_evaluation_table() -> str:
+    """A segment of dynamic evaluation beside the textbook's, on every machine that it was measured on."""
+    rows = []
+    for file, found in read_results().items():
+        if not file.startswith("bench_dynamic_evaluation."):
+            continue
+        device = found["about"]["device"]
+        where = device["gpu"] or f"{device['cpu']}, {device['threads']} thread{'s' * (device['threads'] > 1)}"
+        for name, seconds in found["segment"].items():
+            faster = found["times_faster"].get(name)
+            rows.append(
+                [
+                    where,
+                    name,
+                    f"{1e3 * seconds['median_s']:.1f}",
+                    f"{1e3 * seconds['p20_s']:.1f} to {1e3 * seconds['p80_s']:.1f}",
+                    f"{found['peak_rss_bytes'][name] / 2**20:,.0f}",
+                    "" if faster is None else f"{faster:.1f}",
+                    f"[{file}](../benchmarks/results/{file})",
+                ]
+            )
+    head = ["device", "loop", "ms a segment", "20% to 80%", "peak MiB", "times the time of ours", "source"]
+    return table(head, rows, numbers=range(2, 6))

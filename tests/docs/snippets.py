@@ -8,6 +8,8 @@ A block of ``bash`` or ``python`` runs as it stands, unless a comment on the lin
     <!-- first: code -->                   Python that runs before the block, for the names that the page leaves open
     <!-- printed: by the block before -->  the block is what the one before it printed, to the letter
 
+``highrank explore`` is stopped when its page has been fetched.
+
 A block of another language with a ``title`` is a file that the reader writes; without one it is only shown.
 """
 
@@ -17,9 +19,11 @@ import io
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +123,8 @@ def _command(words: list[str], place: str) -> str:
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, f"{place}: {line}: {done.stderr}"
         return done.stdout
+    if words[1] == "explore":
+        return _explored(words[1:], place)
     # In this process, as its tests do: starting Python and PyTorch takes longer than what these commands do.
     said, noticed = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(noticed):
@@ -128,6 +134,25 @@ def _command(words: list[str], place: str) -> str:
             code = end.code
     assert code == 0, f"{place}: {line}: exit code {code}: {noticed.getvalue()[-2000:]}"
     return said.getvalue()
+
+
+def _explored(words: list[str], place: str) -> str:
+    """Started, its page fetched, stopped by Ctrl-C."""
+    command = [sys.executable, "-m", "highrank", *words, "--no-open-browser"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip()
+        if address:
+            with urllib.request.urlopen(address, timeout=60) as page:
+                assert page.status == 200, place
+                assert "<html" in page.read().decode(), place
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert address.startswith("http://127.0.0.1:"), f"{place}: no address: {errors[-2000:]}"
+    assert process.returncode == 0, f"{place}: exit code {process.returncode}: {errors[-2000:]}"
+    return f"{address}\n"
 
 
 def _check(words: list[str]) -> None:
