@@ -101,7 +101,8 @@ class Session:
         # background, is not: and a signal with a handler is at its default in the processes, which is to be stopped.
         ignored = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else []
         before = {number: signal.signal(number, self._stop) for number in STOPPING if number not in ignored}
-        signal.setitimer(signal.ITIMER_REAL, 60 * self.minutes if self.minutes is not None else 0)
+        if self.minutes is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(60 * self.minutes, 0.001))  # 0 would be never
         try:
             yield
         finally:
