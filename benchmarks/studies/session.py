@@ -34,18 +34,25 @@ class Session:
 
     def run(self, places: Sequence[Place], finished: Callable[[Place], None]) -> None:
         """Work on ``places`` in their order; ``finished`` is called for each that has come to its end."""
-        waiting = list(places)
         with self._stoppable():
-            while True:
-                while waiting and len(self._running) < self.jobs and not self.stopped_by:
-                    self._go_on(waiting.pop(0), None, finished)
-                if not self._running:
-                    return
-                place, command, exit_code = self._wait()
-                if exit_code == 0:
-                    self._go_on(place, command, finished)
-                elif not self.stopped_by:
-                    self._give_up(place, f"{command.name} ended with {exit_code}: {place.last_words()}")
+            try:
+                self._work(list(places), finished)
+            finally:  # an error of ours leaves no process behind
+                self._pass_on()
+                while self._running:
+                    self._wait()
+
+    def _work(self, waiting: list[Place], finished: Callable[[Place], None]) -> None:
+        while True:
+            while waiting and len(self._running) < self.jobs and not self.stopped_by:
+                self._go_on(waiting.pop(0), None, finished)
+            if not self._running:
+                return
+            place, command, exit_code = self._wait()
+            if exit_code == 0:
+                self._go_on(place, command, finished)
+            elif not self.stopped_by:
+                self._give_up(place, f"{command.name} ended with {exit_code}: {place.last_words()}")
 
     def _go_on(self, place: Place, done: Command | None, finished: Callable[[Place], None]) -> None:
         """Start the next command of a trial, if there is one and nobody has asked to stop."""
@@ -112,6 +119,9 @@ class Session:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopped_by = self.stopped_by or number
+        self._pass_on()
+
+    def _pass_on(self) -> None:
         for pid in list(self._running):
             # Not send_signal of the process: it would look whether it has ended, and take that from ``_wait``.
             with contextlib.suppress(ProcessLookupError):

@@ -314,6 +314,31 @@ def test_a_trial_that_fails_leaves_the_others(pretended: Callable[..., Pretended
     assert session.stopped_by == 0
 
 
+def test_a_folder_that_is_no_run_is_left_alone(small_text: Path, tmp_path: Path, capfd: Any) -> None:
+    plan = read_study(write_study(tmp_path / "tiny.toml", stages=["train"]))
+    place = Place(plan.trials()[0], tmp_path, str(small_text))
+    place.run.mkdir()
+    (place.run / "notes.txt").touch()
+    session = Session(1)
+    session.run([place], pytest.fail)
+    assert session.failed == ["two-seed1"]
+    assert "not a run folder" in capfd.readouterr().err
+    assert [path.name for path in place.run.iterdir()] == ["notes.txt"]
+
+
+def test_an_error_of_ours_leaves_no_process_behind(pretended: Callable[..., Pretended]) -> None:
+    sleeps, quick = pretended(1, SLEEP), pretended(2, "1")
+
+    def broken(place: Place) -> None:
+        raise RuntimeError("broken")
+
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="broken"):
+        Session(2).run([sleeps, quick], broken)
+    assert time.monotonic() - began < 30
+    assert sleeps.cpu_s("train") is not None, "its end was waited for"
+
+
 def test_the_minutes_stop_what_runs_and_start_nothing_more(pretended: Callable[..., Pretended]) -> None:
     session, began = Session(1, minutes=0.5 / 60), time.monotonic()
     session.run([pretended(1, SLEEP), pretended(2, SLEEP)], pytest.fail)
