@@ -4,6 +4,8 @@ PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= 2
 ARGS    ?=
+RECIPE  ?= penn
+OUT     ?= runs/$(basename $(notdir $(RECIPE)))
 
 PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip -qq --disable-pip-version-check
@@ -14,13 +16,14 @@ DEV     := $(VENV)/.installed-dev
 DEMO    := $(VENV)/.installed-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-gpu lint format format-check types docs docs-write check bench bench-gpu clean \
-    clean-venv
+.PHONY: help venv demo test test-slow test-gpu lint format format-check types docs docs-write check bench bench-gpu \
+    reproduce-penn clean clean-venv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
 	    printf '%-20s %s\n' "$$target" "$$text"; done
-	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKERS=$(WORKERS) (test processes) ARGS= (passed on to pytest or the demo)"
+	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKERS=$(WORKERS) (test processes) ARGS= (passed on to pytest, the demo or"
+	@echo "what runs) RECIPE=$(RECIPE) OUT=$(OUT) (of reproduce-penn)"
 
 # One clear line for a Python that is too old or absent; then the environment, unless it is there already.
 define make_venv
@@ -93,6 +96,9 @@ bench: ## list the benchmarks
 bench-gpu: $(DEV) ## run the benchmarks that have a --device on a CUDA device
 	@for file in $(BENCHMARKS_GPU); do \
 	    echo "== $$file"; PYTHONPATH=src $(PY) -m $$(echo $${file%.py} | tr / .) --device cuda $(ARGS) || exit 1; done
+
+reproduce-penn: $(DEMO) ## the paper's Penn Treebank recipe from start to end, resumable, checked against its promise
+	@PYTHONPATH=src $(PY) -m benchmarks.reproduce $(RECIPE) --out $(OUT) $(ARGS)
 
 clean: ## remove build outputs and caches; .venv and runs stay
 	@rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

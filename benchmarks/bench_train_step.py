@@ -19,15 +19,23 @@ Step = Callable[[], float]
 
 
 def our_step(
-    config: Config, vocab_size: int, columns: Columns, *, device: torch.device | str = "cpu", workers: Workers = ALONE
+    config: Config,
+    vocab_size: int,
+    columns: Columns,
+    *,
+    device: torch.device | str = "cpu",
+    workers: Workers = ALONE,
+    averaging: bool = False,
 ) -> Step:
-    """The training loop's own update, again and again, in segments of ``bptt``.
+    """The training loop's own update, again and again, in segments of ``bptt``; ``averaging``: of the weights too.
 
     Returns the loss in nats a token; with several ``workers`` this one's part of it.
     """
     train = config.train
     model = build_model(config, vocab_size).to(device).train()
     state = StageState(model, config)
+    if averaging:
+        state.start_averaging()
 
     def step() -> float:
         done = update(state, columns, config, seed=train.seed, lr=train.lr, length=train.bptt, workers=workers)

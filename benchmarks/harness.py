@@ -19,24 +19,43 @@ import torch
 from highrank import __version__
 from highrank.files import write_text
 
-__all__ = ["Memory", "Worker", "in_turn", "memory_of", "peak_rss_bytes", "save", "summary"]
+__all__ = [
+    "RESULTS",
+    "Memory",
+    "Worker",
+    "code_commit",
+    "in_turn",
+    "machine",
+    "memory_of",
+    "peak_rss_bytes",
+    "save",
+    "summary",
+    "versions",
+]
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def in_turn(
-    candidates: Mapping[str, Callable[[], object]], repeats: int, *, warm_up: int = 1
+    candidates: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each call. The candidates run one after the other in every round, so that a busy minute hits all."""
+    """Seconds of each call. The candidates run one after the other in every round, so that a busy minute hits all.
+
+    ``clock``: ``time.process_time`` counts what this process computes, whatever else the machine does.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(warm_up + repeats):
         for name, call in candidates.items():
-            began = time.perf_counter()
+            began = clock()
             call()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if round_number >= warm_up:
-                times[name].append(time.perf_counter() - began)
+                times[name].append(clock() - began)
     return times
 
 
@@ -135,24 +154,40 @@ def peak_rss_bytes(make: Callable[[], Callable[[], object]]) -> int:
 
 def save(name: str, result: Mapping[str, Any]) -> Path:
     """Write results/NAME.json with all that is needed to judge and repeat the run."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False)
     about = {
         "command": " ".join(["python", "-m", f"benchmarks.{name.partition('.')[0]}", *sys.argv[1:]]),
-        "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
+        "commit": code_commit(),
         "date": time.strftime("%Y-%m-%d"),
-        "versions": {"highrank": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "device": {
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
+        "versions": versions(),
+        "device": machine(),
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     write_text(path, json.dumps({"about": about, **result}, indent=2) + "\n")
     return path
+
+
+def code_commit() -> str:
+    """The commit of the code that runs, with "+changes" where files differ from it; results are no code."""
+    git = ["git", "-C", str(RESULTS.parent)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    status = [*git, "status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results"]
+    changed = subprocess.run(status, capture_output=True, text=True, check=False)
+    return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def versions() -> dict[str, str]:
+    return {"highrank": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def machine(*, threads: int | None = None) -> dict[str, Any]:
+    """``threads``: those of what was measured, where it is not this process."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": threads or torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
 def _cpu_name() -> str:

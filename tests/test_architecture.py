@@ -221,6 +221,21 @@ def test_importing_the_package_does_not_import_torch() -> None:
     assert run_python("-c", "import sys, highrank; print('torch' in sys.modules)").strip() == "False"
 
 
+TRAIN = """
+import sys
+from highrank.cli.main import main
+main(["train", {recipe!r}, "--data", {data!r}, "--out", {out!r}, "--set", "train.epochs=1", "--json"])
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_training_does_not_import_the_compiler(small_text: Path, tmp_path: Path) -> None:
+    """It takes as long as PyTorch itself, before the first update."""
+    recipe = Path(__file__).parent / "train" / "tiny.toml"
+    program = TRAIN.format(recipe=str(recipe), data=str(small_text), out=str(tmp_path / "run"))
+    assert run_python("-c", program).split()[-1] == "False"
+
+
 @pytest.mark.skipif(
     not (SOURCE / "highrank" / "cli" / "main.py").exists(), reason="highrank/cli/main.py is not written"
 )

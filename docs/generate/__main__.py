@@ -13,12 +13,14 @@ from docs.generate.original import option_tables
 from docs.generate.results import paper_table, rank_table, recipe_table, run_list, tutorial_table
 from docs.generate.settings import settings_reference
 from docs.generate.speed import dynamic_evaluation_table, floor_table, time_table
+from docs.generate.studies import study_part
 from docs.generate.trials import trial_table
 
 __all__ = ["PARTS", "ROOT", "pages", "written"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {
+    "ablation": lambda: study_part("ablation"),
     "benchmarks": benchmark_table,
     "commands": command_reference,
     "dynamic evaluation": dynamic_evaluation_table,
@@ -28,6 +30,7 @@ PARTS = {
     "ranks": rank_table,
     "recipes": recipe_table,
     "runs": run_list,
+    "schedules": lambda: study_part("schedules"),
     "settings": settings_reference,
     "times": time_table,
     "trials": trial_table,

@@ -21,7 +21,7 @@ def benchmark_table() -> str:
     rows = []
     for path in benchmark_files():
         question = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]
-        answers = [name for name in results if name.split(".")[0] == path.stem]
+        answers = [name for name in results if name.startswith((f"{path.stem}.", f"{path.stem}_"))]
         rows.append(
             [
                 f"`{path.stem}`",

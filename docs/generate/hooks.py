@@ -13,7 +13,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changes.md"}
-FILES = ("benchmarks/results/*.json", "recipes/*.toml", "CITATION.cff", "LICENSE")
+FILES = ("benchmarks/results/*.json", "benchmarks/studies/*.toml", "recipes/*.toml", "CITATION.cff", "LICENSE")
 LINK = re.compile(r"(?<=\]\()(?!https?:)([^)\s#]+)")
 
 

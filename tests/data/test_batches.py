@@ -102,3 +102,21 @@ def test_lengths_stay_within_their_bounds(bptt: int, delta: int) -> None:
         assert drawn.max() == bptt + delta  # the bound is reached
     if bptt <= 12:
         assert drawn.min() == 5
+
+
+def test_turned_columns_are_the_same_columns_from_another_token_on() -> None:
+    columns = Columns(text(60), 4)
+    plain = columns.segment(0, 100)
+    whole_columns = torch.cat([plain.tokens, plain.target[-1:]]).T
+    epochs = [columns.turned(3, epoch) for epoch in (1, 2)]
+    for turned in epochs:
+        segment = turned.segment(0, 100)
+        assert torch.equal(segment.tokens[1:], segment.target[:-1])
+        for column, expected in zip(torch.cat([segment.tokens, segment.target[-1:]]).T, whole_columns, strict=True):
+            assert torch.equal(column, expected.roll(-int((expected == column[0]).nonzero())))
+        assert torch.equal(torch.cat([part.target for part in turned.segments(4)]), segment.target)
+        assert torch.equal(turned.segment(2, 5, first=1, batch=2).tokens, segment.tokens[2:7, 1:3])
+    first, second = (turned.segment(0, 100).tokens for turned in epochs)
+    assert not torch.equal(first, second)
+    assert torch.equal(columns.turned(3, 1).segment(0, 100).tokens, first)
+    assert torch.equal(columns.segment(0, 100).tokens, plain.tokens)  # the columns themselves stay as they were

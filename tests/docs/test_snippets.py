@@ -37,7 +37,7 @@ def test_what_runs_has_to_succeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AssertionError, match="exit code 1"):
         run(block("highrank evaluate nowhere"), tmp_path, {})
-    with pytest.raises(AssertionError, match="(?s)no address: .*invalid _port value"):
+    with pytest.raises(AssertionError, match=r"(?s)no address: .*invalid _port value"):
         run(block("highrank explore nowhere --port none"), tmp_path, {})
     with pytest.raises(NameError):
         run(block("print(nothing)", language="python"), tmp_path, {})

@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from highrank.functional import mixture_cross_entropy
 from highrank.heads import MixtureOfSoftmaxes
-from highrank.ops import operator
 from tests.implementations import every_reduction
 from tests.parity import INPUTS, make_problem
 
@@ -31,10 +30,13 @@ def test_opcheck(bias: bool, needs: tuple[bool, ...]) -> None:
         inputs.append(None if x is None else x.requires_grad_(need))
     asked = [x is not None and x.requires_grad for x in inputs]
     token_weight = problem.upstream["none"]
-    torch.library.opcheck(operator._loss_sum, (*inputs, problem.target, *HOW, asked))
-    torch.library.opcheck(operator._losses, (*inputs, problem.target, *HOW))
+    ops = torch.ops.highrank
+    torch.library.opcheck(ops.mixture_loss_sum.default, (*inputs, problem.target, *HOW, asked))
+    torch.library.opcheck(ops.mixture_losses.default, (*inputs, problem.target, *HOW))
     detached = [None if x is None else x.detach() for x in inputs]
-    torch.library.opcheck(operator._gradients, (*detached, problem.target, *HOW, token_weight, asked))
+    torch.library.opcheck(
+        torch.ops.highrank.mixture_gradients.default, (*detached, problem.target, *HOW, token_weight, asked)
+    )
 
 
 class Model(nn.Module):

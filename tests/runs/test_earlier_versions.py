@@ -12,7 +12,14 @@ from highrank.errors import UserError
 from highrank.runs import RunFolder, parse_config
 from highrank.runs.config import read_whole_config, to_toml, to_whole_toml
 
-ADDED = ("min_posterior", "optimizer", "schedule", "warmup", "average_power")  # before files said how many they hold
+ADDED = (
+    "min_posterior",
+    "partial_shuffle",
+    "optimizer",
+    "schedule",
+    "warmup",
+    "average_power",
+)  # before files said how many they hold
 SETTINGS = ["--set", "data.train_tokens=1500", "--set", "data.heldout_tokens=300", "--set", "train.epochs=2"]
 
 

@@ -81,6 +81,35 @@ def test_a_signal_in_the_last_validation_is_not_lost(small_text: Path, tmp_path:
     assert train_stage(run, "train", corpus, resume=True)["epochs"] == 1
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_other_optimizers_rates_and_averages_resume_too(optimizer: str, small_text: Path, tmp_path: Path) -> None:
+    from highrank.data import load_corpus
+    from highrank.runs import read_config
+    from highrank.train import Interrupted, train_stage
+
+    class Interrupting:
+        seen = 0
+
+        def progress(self, task: str, done: int, total: int, loss_nats: float) -> None:
+            self.seen += task == "train: epoch 2/2"
+            if self.seen == 2:  # within the epoch, between two updates
+                os.kill(os.getpid(), signal.SIGINT)
+
+        def message(self, text: str) -> None: ...
+
+    corpus = load_corpus(small_text)
+    rates = ["train.schedule=cosine", "train.warmup=0.2", f"train.lr={0.01 if optimizer == 'adamw' else 20}"]
+    average = ["train.average_from=1", "train.average_power=3", "train.epochs=2"]
+    other = [f"train.optimizer={optimizer}", "train.partial_shuffle=true"]
+    config = read_config(RECIPE, overrides=[*rates, *average, *other])
+    whole, cut = (RunFolder.create(tmp_path / name, config, corpus.vocabulary, corpus) for name in ("whole", "cut"))
+    train_stage(whole, "train", corpus)
+    with pytest.raises(Interrupted):
+        train_stage(cut, "train", corpus, display=Interrupting(), checkpoint_every_s=0.0)
+    train_stage(cut, "train", corpus, resume=True)
+    assert figures(whole.path) == figures(cut.path)
+
+
 def test_finetuning_resumes_too(setting: Setting, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "cut"
     for out in (whole, killed):

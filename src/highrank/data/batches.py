@@ -1,5 +1,6 @@
 """Text as columns, columns as segments: the one walk that training, evaluation and dynamic evaluation share."""
 
+import copy
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ class Columns:
                 f"which needs at least {shortest * batch}; use a smaller batch or more text"
             )
         self._columns = tokens[: length * batch].reshape(batch, length)
+        self._turns: NDArray[np.int64] | None = None
         self.batch = batch
         self.length = length
 
@@ -47,13 +49,29 @@ class Columns:
         """How many tokens have a token before them in their column."""
         return self.batch * (self.length - 1)
 
+    def turned(self, seed: int, epoch: int) -> "Columns":
+        """Each column begins at a random token of its own and ends with what stood before it.
+
+        The partial shuffle of Press 2019 (arXiv 1903.04167): other columns side by side, other segment borders, in
+        every epoch. One prediction a column, at the seam, is of a word that does not follow.
+        """
+        other = copy.copy(self)
+        other._turns = numpy_generator(seed, "turned-columns", epoch).integers(self.length, size=self.batch)
+        return other
+
     def segment(self, start: int, length: int, *, first: int = 0, batch: int | None = None) -> Segment:
         """At most ``length`` predictions from ``start`` on, of ``batch`` columns from ``first`` on (default: all)."""
         last = self.batch if batch is None else first + batch
         stop = min(start + length, self.length - 1)
-        part = np.ascontiguousarray(self._columns[first:last, start : stop + 1].T, dtype=np.int64)
+        part = np.ascontiguousarray(self._read(slice(first, last), start, stop + 1).T, dtype=np.int64)
         part_TB = torch.from_numpy(part)
         return Segment(start, part_TB[:-1], part_TB[1:])
+
+    def _read(self, rows: slice, start: int, stop: int) -> NDArray[np.int32]:
+        if self._turns is None:
+            return self._columns[rows, start:stop]
+        places = (self._turns[rows, None] + np.arange(start, stop)) % self.length
+        return np.take_along_axis(self._columns[rows], places, axis=1)
 
     def segments(self, length: int) -> Iterator[Segment]:
         """The whole text in segments of ``length``; the last one holds what is left."""

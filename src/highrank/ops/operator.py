@@ -9,12 +9,18 @@ Three operators, because what backward needs is known at different times:
 - ``highrank::mixture_gradients``: that second walk.
 
 Each has a fake implementation (shapes only), so that ``torch.compile`` traces through it without a graph break.
+
+Not by ``torch.library.custom_op``: what it makes imports PyTorch's compiler at the first call, which takes as long as
+importing PyTorch.
 """
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
 from highrank.ops.target import check_target
@@ -54,9 +60,9 @@ def fused_loss(
     if summed:
         # Below autograd an operator cannot know what requires a gradient, and under no_grad nothing does.
         needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
-        loss, joint_NK, *_ = _loss_sum(*inputs, target, *how, needs)
+        loss, joint_NK, *_ = torch.ops.highrank.mixture_loss_sum(*inputs, target, *how, needs)
         return loss, joint_NK
-    loss_N, joint_NK = _losses(*inputs, target, *how)
+    loss_N, joint_NK = torch.ops.highrank.mixture_losses(*inputs, target, *how)
     return loss_N, joint_NK
 
 
@@ -117,14 +123,23 @@ def _for_inputs(ctx: Any, grads: Any) -> tuple[Tensor | None, ...]:
     return (*wanted, *[None] * (len(needs) - 4))
 
 
+def _define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """``torch.ops.highrank.NAME`` is ``kernel`` on every device, and ``fake`` where only shapes are asked for."""
+    # A compiler whose graph broke before the operator would try to compile what is in it. Where nobody has imported it
+    # nobody compiles, and the first call of this (as of torch.compiler.disable itself) would import it.
+    untraced = _disable_dynamo(kernel)
+
+    def run(*arguments: Any) -> Any:
+        return untraced(*arguments) if "torch._dynamo" in sys.modules else kernel(*arguments)
+
+    torch.library.define(f"highrank::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(f"highrank::{name}", "default", run)
+    torch.library.register_fake(f"highrank::{name}", fake)
+
+
 # One loss for all tokens ----------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op(
-    "highrank::mixture_loss_sum",
-    mutates_args=(),
-    schema=f"({INPUTS}, {HOW}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
 def _loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, target, how, needs = arguments[:4], arguments[4], arguments[5:10], Needs(*arguments[10])
     token_weight = target.new_ones(target.shape, dtype=how[3]) if any(needs) else None
@@ -132,11 +147,18 @@ def _loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
     return loss_N.sum(), joint_NK, *_outputs(grads, inputs)
 
 
-@_loss_sum.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+def _fake_loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, how, needs = arguments[:4], arguments[5:10], Needs(*arguments[10])
     joint_NK = inputs[1].new_empty(inputs[1].shape, dtype=how[3])
     return joint_NK.new_empty(()), joint_NK, *_fake_outputs(needs, inputs)
+
+
+_define(
+    "mixture_loss_sum",
+    f"({INPUTS}, {HOW}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _loss_sum,
+    _fake_loss_sum,
+)
 
 
 def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -162,39 +184,42 @@ def _is_last_backward() -> bool:
     return keeps_graph is not None and not keeps_graph()
 
 
-_loss_sum.register_autograd(_scale_gradients, setup_context=_keep_gradients)
+torch.library.register_autograd("highrank::mixture_loss_sum", _scale_gradients, setup_context=_keep_gradients)
 
 
 # A loss for each token ------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("highrank::mixture_losses", mutates_args=(), schema=f"({INPUTS}, {HOW}) -> (Tensor, Tensor)")
 def _losses(*arguments: Any) -> tuple[Tensor, Tensor]:
     loss_N, joint_NK, _ = _walk(arguments[:4], arguments[4], arguments[5:], None, NO_NEEDS)
     return loss_N, joint_NK
 
 
-@_losses.register_fake
-def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+def _fake_losses(*arguments: Any) -> tuple[Tensor, Tensor]:
     prior_logits, target, how = arguments[1], arguments[4], arguments[5:]
     joint_NK = prior_logits.new_empty(prior_logits.shape, dtype=how[3])
     return joint_NK.new_empty(target.shape), joint_NK
 
 
-@torch.library.custom_op(
-    "highrank::mixture_gradients",
-    mutates_args=(),
-    schema=f"({INPUTS}, {HOW}, Tensor token_weight, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
-)
+_define("mixture_losses", f"({INPUTS}, {HOW}) -> (Tensor, Tensor)", _losses, _fake_losses)
+
+
 def _gradients(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, target, how, token_weight, needs = arguments[:4], arguments[4], arguments[5:10], *arguments[10:]
     _, _, grads = _walk(inputs, target, how, token_weight, Needs(*needs))
     return tuple(_outputs(grads, inputs))
 
 
-@_gradients.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+def _fake_gradients(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(_fake_outputs(Needs(*arguments[-1]), arguments[:4]))
+
+
+_define(
+    "mixture_gradients",
+    f"({INPUTS}, {HOW}, Tensor token_weight, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+    _gradients,
+    _fake_gradients,
+)
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -208,7 +233,9 @@ def _walk_again(ctx: Any, upstream_N: Tensor | None, _: Tensor | None) -> tuple[
     if upstream_N is None:
         return (None,) * len(ctx.needs_input_grad)
     _refuse_second_derivative()
-    return _for_inputs(ctx, _gradients(*ctx.saved_tensors, *ctx.how, upstream_N, list(ctx.needs_input_grad[:4])))
+    needs = list(ctx.needs_input_grad[:4])
+    grads = torch.ops.highrank.mixture_gradients(*ctx.saved_tensors, *ctx.how, upstream_N, needs)
+    return _for_inputs(ctx, grads)
 
 
-_losses.register_autograd(_walk_again, setup_context=_keep_inputs)
+torch.library.register_autograd("highrank::mixture_losses", _walk_again, setup_context=_keep_inputs)

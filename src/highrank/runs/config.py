@@ -83,7 +83,8 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     The paper's recipe is "sgd" at a constant rate with an even average. ``lr`` is the peak of a ``schedule`` over all
     ``epochs``, reached after the share ``warmup`` of them. In the average of the weights those of the k-th update count
-    about k^``average_power``: late ones more than early ones above 0."""
+    about k^``average_power``: late ones more than early ones above 0. With ``partial_shuffle`` each column begins at
+    another token in every epoch."""
 
     seed: Seed = 1111
     epochs: Count = 1000
@@ -91,6 +92,7 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     micro_batch: CountOrZero = 0
     bptt: Annotated[int, Meta(ge=5, le=2**31 - 1)] = 70
     max_length_delta: CountOrZero = 40
+    partial_shuffle: bool = False
     optimizer: Literal["sgd", "adamw", "rmsprop"] = "sgd"
     lr: Positive = 20.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"

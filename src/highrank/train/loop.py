@@ -219,6 +219,7 @@ class _Stage:
     def train_epoch(self) -> None:
         """From where the state stands to the end of the text."""
         position, train = self.state.position, self.config.train
+        columns = self.columns.turned(self.seed, position.epoch) if train.partial_shuffle else self.columns
         self.state.model.train()
         self.state.share(self.workers)  # the same bits, though the workers' processors may round differently
         read_at = time.monotonic()
@@ -228,7 +229,7 @@ class _Stage:
             length = segment_length(self.seed, position.step, train.bptt, train.max_length_delta)
             done = update(
                 self.state,
-                self.columns,
+                columns,
                 self.config,
                 seed=self.seed,
                 lr=self.rate(),
