@@ -152,14 +152,19 @@ def peak_rss_bytes(make: Callable[[], Callable[[], object]]) -> int:
     return worker.close()
 
 
-def save(name: str, result: Mapping[str, Any]) -> Path:
-    """Write results/NAME.json with all that is needed to judge and repeat the run."""
+def save(name: str, result: Mapping[str, Any], **about_it: str) -> Path:
+    """Write results/NAME.json with all that is needed to judge and repeat the run, and what else there is to say of it.
+
+    ``what`` puts it into the list of runs on the page of reproduction; ``command`` is what made it, if it was not this
+    process alone.
+    """
     about = {
         "command": " ".join(["python", "-m", f"benchmarks.{name.partition('.')[0]}", *sys.argv[1:]]),
         "commit": code_commit(),
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),
         "device": machine(),
+        **about_it,
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"

@@ -12,9 +12,18 @@ from highrank.evaluate.rank_of_run import RANK_FILE
 from highrank.reading import read_json
 from highrank.runs import RunFolder, parameter_count
 
+WHAT = "three heads of equal size, trained for about the same time on Penn Treebank: ranks, spectra and perplexities"
+COMMAND = (
+    "OMP_NUM_THREADS=1 highrank train penn-small --set train.lr=20 --set train.schedule=linear --set train.warmup=0.05 "
+    "--set train.average_from=1 --set train.average_power=15, and --set train.epochs=4 (mixture of softmaxes); "
+    "7 epochs with --set model.head=mixture-of-contexts; 7 epochs with --set model.head=softmax --set "
+    "model.embedding_features=160 --set model.hidden_features=325 --set model.last_hidden_features=160; then of each "
+    "highrank evaluate RUN --split valid, and test; highrank rank RUN --contexts 4000; highrank components RUN "
+    "--control SOFTMAX; python -m benchmarks.penn_small_controls NAME=RUN ..."
+)
 VALIDATION = ("stage", "epoch", "step", "train_loss_nats", "perplexity", "averaging")
 NOT_OF_RANK = ("singular_values", "model_sha256")  # the figure has the values
-GAIN = ("run", "stage", "loss_nats", "gain_nats", "by_target_frequency")
+GAIN = ("stage", "loss_nats", "gain_nats", "by_target_frequency")
 
 
 def figures(run: RunFolder) -> dict[str, Any]:
@@ -47,6 +56,7 @@ def components(run: RunFolder) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN", help="trained, evaluated, and measured by highrank rank")
+    parser.add_argument("--note", default="", help="what the run folders do not say")
     arguments = parser.parse_args()
     results = {name: figures(RunFolder.open(Path(path))) for name, path in (pair.split("=") for pair in arguments.runs)}
     for name, found in results.items():
@@ -54,7 +64,7 @@ def main() -> None:
         print(
             f"{name}: validation perplexity {perplexity:.2f}, rank {rank:,} of {found['rank']['contexts']:,} contexts"
         )
-    print(save(Path(__file__).stem, {"results": results}))
+    print(save(Path(__file__).stem, {"note": arguments.note, "results": results}, what=WHAT, command=COMMAND))
 
 
 if __name__ == "__main__":

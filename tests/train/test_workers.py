@@ -56,7 +56,9 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def alone(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
     """A run with three micro-batches an update, by one worker."""
     folder = tmp_path_factory.mktemp("alone")
-    done = here(*train_command(folder / "run", small_text, *THREE)[3:])
+    with pytest.MonkeyPatch.context() as patch:  # before the fixture above, which comes anew for every test
+        patch.setenv("OMP_NUM_THREADS", "1")
+        done = finish(train_command(folder / "run", small_text, *THREE))
     assert done.returncode == 0, done.stderr
     return Setting(small_text, folder / "run", 0.0, folder)
 
@@ -97,7 +99,7 @@ def test_one_two_and_three_workers_end_alike(small_text: Path, tmp_path: Path, d
         found = agreement(tmp_path / "1", tmp_path / str(workers))
         assert found["updates"] >= 30
         assert found["averaging"]
-        assert found["tensors"] > 50
+        assert found["tensors"] > 30
         assert found["largest_relative_difference"] <= tolerance
         assert found["largest_difference_of_validation_nats"] <= 1e-5
 
@@ -142,7 +144,7 @@ def test_a_run_goes_on_with_any_number_of_workers_after_any_loss(alone: Setting,
     assert done.returncode == 128 + signal.SIGTERM
     assert "saved train at update" in done.stderr
 
-    done = here(*train_command(run, alone.text, *THREE, "--resume")[3:])
+    done = finish(train_command(run, alone.text, *THREE, "--resume"))
     assert done.returncode == 0, done.stderr
     same_bits(run, alone.reference)
 
