@@ -16,6 +16,7 @@ A block of another language with a ``title`` is a file that the reader writes; w
 import argparse
 import contextlib
 import io
+import os
 import re
 import runpy
 import shlex
@@ -133,6 +134,7 @@ def _command(words: list[str], place: str) -> str:
         except SystemExit as end:  # of argparse, after --help
             code = end.code
     assert code == 0, f"{place}: {line}: exit code {code}: {noticed.getvalue()[-2000:]}"
+    assert "HIGHRANK_LAUNCHED" not in os.environ, f"{place}: {line}: errors would not be said any more"
     return said.getvalue()
 
 

@@ -9,7 +9,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from highrank.errors import UserError
@@ -40,8 +41,6 @@ def launch(command: Sequence[str], workers: int, *, after_loss: str = AFTER_LOSS
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say in a line what it says in many
-    os.environ[LAUNCHED] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -51,8 +50,10 @@ def launch(command: Sequence[str], workers: int, *, after_loss: str = AFTER_LOSS
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
     try:
-        elastic_launch(config, sys.executable)(*command)
+        with _environment({LAUNCHED: "1", "OMP_NUM_THREADS": threads}):
+            elastic_launch(config, sys.executable)(*command)
     except SignalException as error:
         return 128 + int(error.sigval)
     except ChildFailedError as error:
@@ -61,6 +62,21 @@ def launch(command: Sequence[str], workers: int, *, after_loss: str = AFTER_LOSS
             print(f"highrank: {_what_failed(rank, failure.exitcode, failure.message, after_loss)}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 1
     return 0
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """What the processes started inside find; this one goes on without it, and says its own errors again."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def leave(exit_code: int) -> int:
