@@ -110,7 +110,7 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 class FinetuneSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Averaged SGD from the best trained model on, until the validation loss is above the best of all but the last
-    ``nonmono`` values. All else as in training."""
+    ``nonmono`` values. All else as in training, the optimizer too, whose rate ``lr`` then is."""
 
     epochs: Count = 1000
     lr: Positive = 25.0

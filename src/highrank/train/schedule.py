@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-__all__ = ["SCHEDULES", "rate_share"]
+__all__ = ["rate_share"]
 
 
 def _linear(done: float) -> float:
@@ -14,7 +14,11 @@ def _cosine(done: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"constant": lambda done: 1.0, "linear": _linear, "cosine": _cosine}
+_AFTER_THE_PEAK: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": _linear,
+    "cosine": _cosine,
+}
 
 
 def rate_share(schedule: str, warmup: float, done: float) -> float:
@@ -25,4 +29,4 @@ def rate_share(schedule: str, warmup: float, done: float) -> float:
     """
     if done < warmup:
         return done / warmup
-    return SCHEDULES[schedule]((done - warmup) / (1.0 - warmup))
+    return _AFTER_THE_PEAK[schedule]((done - warmup) / (1.0 - warmup))
