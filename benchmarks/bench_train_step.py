@@ -123,7 +123,7 @@ def main() -> None:
         "times_faster": {name: times[name]["median_s"] / times[ours]["median_s"] for name in times if name != ours},
         "share_of_memory": peaks[ours] / peaks[textbook],
     }
-    path = save(f"{Path(__file__).stem}.{arguments.recipe}", result)
+    path = save(f"{Path(__file__).stem}.{Path(arguments.recipe).stem}", result)
     for name in workers:
         print(f"{name:26} {times[name]['median_s']:.2f} s a step, peak {peaks[name] / 2**20:,.0f} MiB")
     ratio = times[textbook]["median_s"] / times[ours]["median_s"]
