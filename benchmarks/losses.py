@@ -18,7 +18,18 @@ from benchmarks.textbook import mixture_log_prob
 from highrank import LossOptions, mixture_cross_entropy
 from highrank.ops import IMPLEMENTATIONS, triton
 
-__all__ = ["CPU_SIZES", "GPU_SIZES", "Case", "Size", "add_sizes", "candidates", "make_case", "products", "size", "sizes"]
+__all__ = [
+    "CPU_SIZES",
+    "GPU_SIZES",
+    "Case",
+    "Size",
+    "add_sizes",
+    "candidates",
+    "make_case",
+    "products",
+    "size",
+    "sizes",
+]
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,9 @@ GPU_SIZES = MappingProxyType(
 def size(words: str) -> Size:
     """Of N,K,D,V; an argument's type."""
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*){3}", words):
-        raise argparse.ArgumentTypeError(f"expected tokens,components,features,classes as 840,15,280,10000, got {words!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected tokens,components,features,classes as 840,15,280,10000, got {words!r}"
+        )
     return Size(*map(int, words.split(",")))
 
 

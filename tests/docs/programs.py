@@ -98,8 +98,6 @@ def _installed(words: list[str], folder: Path, line: str) -> str:
     environment["PIP_CONSTRAINT"] = str(folder / "constraints.txt")
     said = ""
     for command in ([str(programs / "pip"), *words[1:]], [str(programs / "highrank"), "--version"]):
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         said += _finished([process], line)
     return said

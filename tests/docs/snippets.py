@@ -2,16 +2,16 @@
 
 A block of ``bash`` or ``python`` runs as it stands. Comments on the lines before it say what a test does otherwise:
 
-    <!-- slow: why -->                      it runs in ``make test-slow``, not in ``make test``
-    <!-- first: code -->                    Python that runs before it, for the names and files that the page leaves open
-    <!-- in place of: FIRST -> 127.0.0.1 -->  what the reader has to fill in, or has more of: the one is read as the other
-    <!-- run with: --set train.epochs=1 --> these words are added to each training command of the block or, where it has
-                                            none, to each highrank command: a smaller model, less text
-    <!-- run with: make demo + ARGS=... --> these are added to the commands that begin so
-    <!-- printed: by the block before -->   the block is what the one before it printed, to the letter
+    <!-- slow: why -->                       it runs in ``make test-slow``, not in ``make test``
+    <!-- first: code -->                     Python that runs before it: names and files that the page leaves open
+    <!-- in place of: FIRST -> 127.0.0.1 --> what the reader fills in, or has more of: the one is read as the other
+    <!-- run with: --set train.epochs=1 -->  these words are added to each training command of the block or, where it
+                                             has none, to each highrank command: a smaller model, less text
+    <!-- run with: make demo + ARGS=... -->  these are added to the commands that begin so
+    <!-- printed: by the block before -->    the block is what the one before it printed, to the letter
 
-``in place of`` and ``run with`` have one entry a line. What they put in may hold $VARIABLES, and after ``->`` one name of
-a file with the stars that a shell would complete.
+``in place of`` and ``run with`` have one entry a line. What they put in may hold $VARIABLES, and after ``->`` the name
+of a file with stars in it, as a shell would complete them.
 
 A block of any language with a ``title`` is a file that the reader writes; one of another language without a title is
 only shown. How each program is run stands in ``programs.py``.
