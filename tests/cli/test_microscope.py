@@ -112,6 +112,12 @@ def test_components_of_a_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert f"3 components, {result['tokens']:,} tokens, {result['loss_nats']:.4f} nats" in printed
     for each in result["components"]:
         assert f"{each['mean_prior']:.3f}  {each['mean_posterior']:9.3f}" in printed
+    telling = max(result["contexts"], key=lambda context: context["information_nats"])
+    assert f'after "{" ".join(telling["text"])}" (then came {telling["target"]})' in printed
+    assert printed.count("likelier words of each") == 3
+    for k, (first, *_) in enumerate(telling["components"]):
+        weights = f"{telling['prior'][k]:.3f}  {telling['posterior'][k]:9.3f}"
+        assert f"{weights}  {first['word']} {first['probability']:.3f}" in printed
     assert "gain over component" in printed
     assert str(control) not in printed
 
