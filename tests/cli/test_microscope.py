@@ -136,4 +136,15 @@ def test_bad_input_is_one_clear_line(runs: Path, tmp_path: Path, capsys: pytest.
     untrained = tmp_path / "untrained"
     shutil.copytree(run, untrained, ignore=shutil.ignore_patterns("train"))
     assert "no trained model yet" in refused(capsys, "rank", runs / "softmax", untrained, "--contexts", 30)
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    (other / "vocabulary.txt").write_text("a\n<eos>\n", encoding="utf-8")
+    assert "is not that of the run" in refused(capsys, "rank", runs / "softmax", other, "--contexts", 30)
     assert not (runs / "softmax" / "rank.json").exists(), "the first was measured before the second was looked at"
+
+
+@pytest.mark.parametrize("contexts", ["0", "-1", "ten", "1.5"])
+def test_a_number_that_is_none_is_named(contexts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["rank", "run", "--contexts", contexts])
+    assert f"--contexts: expected a number of at least 1, got {contexts}" in capsys.readouterr().err

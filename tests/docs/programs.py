@@ -42,7 +42,8 @@ def _started(words: list[str], folder: Path, program: str = "") -> "subprocess.P
     """In an environment as a shell of the reader's has it: the Python that runs the tests, this copy of the source."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     programs = [str(STAND_INS), str(Path(sys.executable).parent), os.environ["PATH"]]
-    environment |= {"PATH": os.pathsep.join(programs), "PYTHONPATH": f"{folder / 'src'}{os.pathsep}{folder}"}
+    modules = [str(folder / "src"), str(folder), os.environ.get("PYTHONPATH", "")]
+    environment |= {"PATH": os.pathsep.join(programs), "PYTHONPATH": os.pathsep.join(filter(None, modules))}
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

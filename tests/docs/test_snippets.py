@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("highrank evaluate nowhere", "exit code 1"),
         ("highrank train penn --epochs 3", "exit code 2"),
-        ("highrank explore nowhere --port none", r"(?s)no address: .*invalid _port value"),
+        ("highrank explore nowhere --port none", r"(?s)no address: .*expected a port"),
         ("python -m benchmarks.nothing", "exit code 1.*No module named"),
         ("make everything", "(?s)exit code 2.*everything"),
         ("torchrun --nodes 2 -m highrank train wikitext-2", "(?s)torchrun: exit code 2.*--nodes"),
