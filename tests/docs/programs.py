@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from highrank.cli.main import main
@@ -49,7 +50,8 @@ def _started(words: list[str], folder: Path, program: str = "") -> "subprocess.P
 
 def _finished(processes: list["subprocess.Popen[str]"], line: str) -> str:
     try:
-        said = [process.communicate(timeout=TIMEOUT_S) for process in processes]
+        with ThreadPoolExecutor() as pool:  # none has to wait until another one has been listened to
+            said = list(pool.map(lambda process: process.communicate(timeout=TIMEOUT_S), processes))
     finally:
         for process in processes:
             process.kill()
