@@ -95,7 +95,8 @@ def test_each_run_with_the_figures_of_its_last_stage(runs: Path) -> None:
 
 def test_who_is_at_work_and_what_was_measured_too_early(runs: Path) -> None:
     run = runs / "begun"
-    early = {"train": {"valid": {"perplexity": 500.0}, "test": {"perplexity": 501.0}}}
+    tempered = {"temperature": 1.1, "tuned_on": "valid", "test": {"perplexity": 499.0}}
+    early = {"train": {"valid": {"perplexity": 500.0}, "test": {"perplexity": 501.0}, "tempered": tempered}}
     (run / "results.json").write_text(json.dumps(early))
     os.utime(run / "results.json", (1, 1))  # before the best model so far
     with at_work(run):
@@ -103,8 +104,12 @@ def test_who_is_at_work_and_what_was_measured_too_early(runs: Path) -> None:
     assert row["state"] == "at work"
     assert row["test_perplexity"] is None
     assert row["valid_perplexity"] == validations(run, "train")[0]["perplexity"]
+    assert compared(run, runs / "whole")["runs"][0]["stages"]["train"]["tempered"] is None
     os.utime(run / "results.json")
     assert listed(runs)["begun"]["test_perplexity"] == 501.0
+    known = {"temperature": 1.1, "tuned_on": "valid", "valid_perplexity": None, "test_perplexity": 499.0}
+    assert compared(run, runs / "whole")["runs"][0]["stages"]["train"]["tempered"] == known
+    assert "1.1, tuned on valid" in here("compare", run, runs / "whole").stdout
 
 
 def test_runs_that_have_just_been_made_or_were_imported(runs: Path) -> None:
@@ -145,6 +150,7 @@ DAMAGE: dict[str, tuple[str, bytes | None]] = {
     "facts of another kind": ("run.json", b'{"corpus": []}'),
     "no vocabulary": ("vocabulary.txt", None),
     "results of another kind": ("results.json", b'{"train": {"valid_perplexity": "low"}}'),
+    "a temperature of another kind": ("results.json", b'{"train": {"tempered": {"temperature": "warm"}}}'),
     "results nested": ("results.json", b"[" * 100_000),
     "a model without a head": ("finetune/model.safetensors", b"\xff" * 40),
     "a model cut short": ("finetune/model.safetensors", b"\x40"),
