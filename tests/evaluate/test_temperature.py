@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.bench_temperature import measure
 from benchmarks.harness import memory_of
 from highrank.data import Corpus, load_corpus
 from highrank.errors import UserError
@@ -194,6 +195,18 @@ def test_a_run_keeps_one_temperature_apart_from_its_plain_figures(corpus: Corpus
     assert (kept["temperature"], kept["tuned_on"]) == (1.1, None)
     evaluate_run_at(run, corpus, "test", 1.2, batch=2)
     assert recorded(run.path)["tempered"] == kept, "in columns it is not exact, and not recorded"
+
+
+def test_the_benchmark_measures_what_the_command_says(corpus: Corpus, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", corpus)
+    found = measure(run, str(corpus.folder))
+    said = evaluate_run_at(run, corpus, "test", "tune")
+    assert found["temperature"] == said["temperature"]
+    assert found["test_perplexity"] == {
+        "tempered": said["perplexity"],
+        "untempered": said["untempered"]["perplexity"],
+    }
+    assert found["test_gain_nats"] == said["untempered"]["loss_nats"] - said["loss_nats"] > 0
 
 
 def test_it_is_never_tuned_on_the_text_it_is_told_of(corpus: Corpus, tmp_path: Path) -> None:
