@@ -87,45 +87,6 @@ def test_evaluate_agrees_with_the_recorded_loss_and_the_python_api(trained: Path
     assert model.vocab_size == len(vocabulary)
 
 
-def test_a_temperature_tuned_on_valid_is_told_and_recorded_apart(trained: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
-    before = json.loads((run / "results.json").read_text())
-    said = json.loads(highrank("evaluate", run, "--temperature", "tune", "--json", "--device", "cpu").stdout)
-    assert (said["split"], said["tuned_on"], said["counted"]) == ("test", "valid", "every predicted token")
-    assert said["untempered"]["perplexity"] == pytest.approx(before["finetune"]["test"]["perplexity"], rel=1e-5)
-    after = json.loads((run / "results.json").read_text())
-    tempered = after["finetune"].pop("tempered")
-    assert after == before
-    assert tempered["test"]["perplexity"] == said["perplexity"]
-    at = f"{said['temperature']:g}"
-    line = highrank("evaluate", run, "--temperature", at, "--device", "cpu").stdout
-    assert f"perplexity {said['perplexity']:.2f}" in line
-    assert f"(temperature {at}; at 1: {said['untempered']['perplexity']:.2f})" in line
-    compared = highrank("compare", run, trained).stdout
-    assert f"- / {said['perplexity']:.2f}" in compared
-    shown = json.loads(highrank("compare", run, trained, "--json").stdout)["runs"]
-    assert shown[1]["stages"]["finetune"]["tempered"] is None
-    assert shown[0]["stages"]["finetune"]["tempered"] == {
-        "temperature": said["temperature"],
-        "tuned_on": None,
-        "valid_perplexity": None,
-        "test_perplexity": pytest.approx(said["perplexity"]),
-    }
-
-
-def test_temperatures_that_are_none(trained: Path) -> None:
-    for bad in ("0", "-1", "nan", "inf"):
-        refused(highrank("evaluate", trained, "--temperature", bad), "temperature: expected a number", bad, code=2)
-    refused(highrank("evaluate", trained, "--temperature", "1", "--paper"), "--temperature", "--paper", code=2)
-    refused(highrank("evaluate", trained, "--temperature", "tune", "--split", "valid"), "another split", code=2)
-    wrong = highrank("evaluate", trained, "--temperature", "warm")
-    assert (wrong.returncode, wrong.stderr.strip().splitlines()[-1]) == (
-        2,
-        "highrank evaluate: error: argument --temperature: invalid temperature value: 'warm'",
-    )
-
-
 def test_dynamic_evaluation_caches_its_statistics(trained: Path) -> None:
     first = highrank("dynamic-eval", trained, "--split", "valid", "--lr", "0.001", "--json")
     cached = sorted(trained.rglob("gradient-statistics-*.safetensors"))

@@ -254,6 +254,49 @@ def test_settings_that_differ_and_results_side_by_side(runs: Path) -> None:
     assert "cannot be compared" not in text
 
 
+def test_a_temperature_tuned_on_valid_is_told_recorded_apart_and_compared(runs: Path) -> None:
+    run, other = runs / "whole", runs / "deeper" / "trained"
+    before = results_of(run)
+    said = json.loads(here("evaluate", run, "--temperature", "tune", "--json", "--device", "cpu").stdout)
+    assert (said["split"], said["tuned_on"], said["counted"]) == ("test", "valid", "every predicted token")
+    assert said["untempered"]["perplexity"] == pytest.approx(before["finetune"]["test"]["perplexity"], rel=1e-5)
+    after = results_of(run)
+    tempered = after["finetune"].pop("tempered")
+    assert after == before
+    assert tempered["test"]["perplexity"] == said["perplexity"]
+    at = f"{said['temperature']:g}"
+    line = here("evaluate", run, "--temperature", at, "--device", "cpu").stdout
+    assert f"perplexity {said['perplexity']:.2f}" in line
+    assert f"(temperature {at}; at 1: {said['untempered']['perplexity']:.2f})" in line
+    assert f"- / {said['perplexity']:.2f}" in here("compare", run, other).stdout
+    whole, trained = (each["stages"] for each in compared(run, other)["runs"])
+    assert trained["train"]["tempered"] is None
+    assert whole["finetune"]["tempered"] == {
+        "temperature": said["temperature"],
+        "tuned_on": None,
+        "valid_perplexity": None,
+        "test_perplexity": pytest.approx(said["perplexity"]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        *(
+            (["--temperature", bad], "temperature: expected a number from 0.001 on")
+            for bad in ("0", "-1", "nan", "inf")
+        ),
+        (["--temperature", "1", "--paper"], "--temperature: the paper's code has none"),
+        (["--temperature", "tune", "--split", "valid"], "temperature: one that is tuned on the valid text"),
+    ],
+)
+def test_temperatures_that_are_none(options: list[str], said: str, whole: Path) -> None:
+    done = here("evaluate", whole, "--device", "cpu", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith(f"highrank: {said}")
+    assert "tempered" not in results_of(whole)["finetune"]
+
+
 @pytest.mark.parametrize("what", ["vocabulary", "test text", "held-out length", "training text", "unknown"])
 def test_perplexities_that_cannot_be_compared(what: str, runs: Path) -> None:
     other = runs / "begun"

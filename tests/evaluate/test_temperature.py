@@ -135,7 +135,7 @@ def test_a_lost_loss_is_not_tuned() -> None:
     model = small_model()
     with torch.no_grad():
         model.head.weight[0, 0] = math.nan
-    with pytest.raises(UserError, match=r"^temperature: the loss on valid is nan"):
+    with pytest.raises(UserError, match=r"^valid: the loss is nan"):
         tune_temperature(model, text(30), what="valid")
 
 

@@ -30,7 +30,7 @@ BLOCK_BYTES = 16 * 2**20  # of log-probabilities; there are two such blocks at a
 STEP = 1.05  # from one temperature of the search to the next
 STEPS = 4  # on both sides of 1, in the first pass; each of the others goes on by twice as many
 MOST_PASSES = 4
-DIGITS = 3  # a thousandth beside the best temperature costs about a millionth of a nat
+DIGITS = 3  # half a thousandth beside the best temperature costs about a millionth of a nat
 
 
 class TemperatureSearch(NamedTuple):
@@ -124,7 +124,7 @@ def tune_temperature(
         tried = dict(sorted((tried | dict(zip(temperatures, losses, strict=True))).items()))
         best = min(tried, key=lambda each: (tried[each], abs(math.log(each))))  # of equals that nearest to 1
         if not math.isfinite(tried[best]):
-            raise UserError(f"temperature: the loss on {what} is {tried[best]}: there is nothing to tune")
+            raise UserError(f"{what}: the loss is {tried[best]}: there is nothing to tune")
         place = list(tried).index(best)
         if 0 < place < len(tried) - 1:
             return TemperatureSearch(_lowest_point(list(tried.items())[place - 1 : place + 2]), tried)

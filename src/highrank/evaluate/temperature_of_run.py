@@ -80,9 +80,13 @@ def tune_temperature_of(
 ) -> TemperatureSearch:
     """The temperature of the lowest loss on the validation text, which is walked in the columns of training: at batch 1
     a search would take as long as the evaluation that it is for."""
-    batch = run.config.train.valid_batch
     return tune_temperature(
-        model, corpus.tokens[TUNED_ON], batch=batch, what="temperature", display=display, workers=workers
+        model,
+        corpus.tokens[TUNED_ON],
+        batch=run.config.train.valid_batch,
+        what=f"temperature on {TUNED_ON}",
+        display=display,
+        workers=workers,
     )
 
 
