@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import torch
 
 from benchmarks.harness import Worker, in_turn, peak_rss_bytes, save, summary
@@ -16,6 +17,9 @@ from highrank.train import StageState, update
 from highrank.workers import ALONE, Workers
 
 Step = Callable[[], float]
+
+OURS = ("highrank", "highrank, bfloat16")
+TEXTBOOK = ("textbook", "textbook, our environment")
 
 
 def our_step(
@@ -77,6 +81,9 @@ def textbook_step(config: Config, vocab_size: int, columns: Columns) -> Step:
 
 def make_step(candidate: str, recipe: str, data: str | None) -> Step:
     config = read_config(find_recipe(recipe))
+    candidate, _, precision = candidate.partition(", ")
+    if precision:
+        config = msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, precision=precision))
     corpus = load_corpus(find_corpus(config.data.corpus, data))
     columns = Columns(corpus.tokens["train"], config.train.batch)
     torch.manual_seed(config.train.seed)
@@ -102,16 +109,18 @@ def main() -> None:
     # Each in a process of its own, for its own memory and environment: ours as the command line sets it, the textbook
     # as PyTorch comes, and, to show what the environment alone does, the textbook in ours.
     as_it_comes = dict.fromkeys(DEFAULTS)
-    environments = {"highrank": DEFAULTS, "textbook": as_it_comes, "textbook, our environment": DEFAULTS}
+    textbook, textbook_in_ours = TEXTBOOK
+    environments = dict.fromkeys(OURS, DEFAULTS) | {textbook: as_it_comes, textbook_in_ours: DEFAULTS}
     workers = {
-        name: Worker(partial(make_step, name.partition(",")[0], arguments.recipe, arguments.data), environment)
+        name: Worker(
+            partial(make_step, textbook if name in TEXTBOOK else name, arguments.recipe, arguments.data), environment
+        )
         for name, environment in environments.items()
     }
     losses: dict[str, list[float]] = {name: [] for name in workers}
     steps = {name: partial(keep_loss, worker, losses[name]) for name, worker in workers.items()}
     times = {name: summary(seconds) for name, seconds in in_turn(steps, arguments.repeats, warm_up=2).items()}
     peaks = {name: worker.close() for name, worker in workers.items()}
-    ours, textbook = "highrank", "textbook"
     result = {
         "recipe": arguments.recipe,
         "repeats": arguments.repeats,
@@ -120,14 +129,18 @@ def main() -> None:
         "loss_nats_by_step": losses,
         "peak_rss_bytes": peaks,
         "idle_rss_bytes": peak_rss_bytes(make_nothing),
-        "times_faster": {name: times[name]["median_s"] / times[ours]["median_s"] for name in times if name != ours},
-        "share_of_memory": peaks[ours] / peaks[textbook],
+        "times_faster": {
+            name: {other: times[other]["median_s"] / times[name]["median_s"] for other in TEXTBOOK} for name in OURS
+        },
+        "share_of_memory": {name: peaks[name] / peaks[textbook] for name in OURS},
     }
     path = save(f"{Path(__file__).stem}.{arguments.recipe}", result)
     for name in workers:
         print(f"{name:26} {times[name]['median_s']:.2f} s a step, peak {peaks[name] / 2**20:,.0f} MiB")
-    ratio = times[textbook]["median_s"] / times[ours]["median_s"]
-    print(f"{ratio:.2f} times faster, {100 * result['share_of_memory']:.0f}% of the memory -> {path}")
+    for name in OURS:
+        ratio, share = result["times_faster"][name][textbook], result["share_of_memory"][name]
+        print(f"{name}: {ratio:.2f} times faster than the {textbook}, {100 * share:.0f}% of its memory")
+    print(f"-> {path}")
 
 
 def keep_loss(step: Callable[[], float], losses: list[float]) -> None:
