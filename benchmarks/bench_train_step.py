@@ -1,11 +1,13 @@
-"""How long does a training step take, and how much memory, beside the textbook model (materialised softmaxes)?"""
+"""How long does a training step take, and how much memory, beside the textbook model (materialised softmaxes)?
+
+Memory is the largest resident size of the process, or, on a GPU, the most that PyTorch had allocated there.
+"""
 
 import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import torch
 
 from benchmarks.harness import Worker, in_turn, peak_rss_bytes, save, summary
@@ -18,7 +20,13 @@ from highrank.workers import ALONE, Workers
 
 Step = Callable[[], float]
 
-OURS = ("highrank", "highrank, bfloat16")
+# By name, with what each changes in the recipe. One softmax is the same model without the mixture: what that costs.
+OURS = {
+    "highrank": (),
+    "highrank, bfloat16": ("train.precision=bfloat16",),
+    "highrank, one softmax": ("model.head=softmax",),
+    "highrank, one softmax, bfloat16": ("model.head=softmax", "train.precision=bfloat16"),
+}
 TEXTBOOK = ("textbook", "textbook, our environment")
 
 
@@ -49,10 +57,10 @@ def our_step(
     return step
 
 
-def textbook_step(config: Config, vocab_size: int, columns: Columns) -> Step:
+def textbook_step(config: Config, vocab_size: int, columns: Columns, *, device: torch.device | str = "cpu") -> Step:
     """The same update by the original's formula, epsilon inside the logarithm included."""
     train = config.train
-    model = textbook_model(config, vocab_size, epsilon=1e-8)
+    model = textbook_model(config, vocab_size, epsilon=1e-8).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
     groups = train.batch // config.micro_batch
     hidden, start = [model.init_hidden(config.micro_batch) for _ in range(groups)], 0
@@ -63,8 +71,8 @@ def textbook_step(config: Config, vocab_size: int, columns: Columns) -> Step:
         loss, hidden = accumulated_step(
             model,
             optimizer,
-            segment.tokens,
-            segment.target,
+            segment.tokens.to(device),
+            segment.target.to(device),
             hidden,
             lr=train.lr,
             seq_len=train.bptt,
@@ -79,16 +87,14 @@ def textbook_step(config: Config, vocab_size: int, columns: Columns) -> Step:
     return step
 
 
-def make_step(candidate: str, recipe: str, data: str | None) -> Step:
-    config = read_config(find_recipe(recipe))
-    candidate, _, precision = candidate.partition(", ")
-    if precision:
-        config = msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, precision=precision))
+def make_step(candidate: str, recipe: str, data: str | None, device: str = "cpu") -> Step:
+    """``candidate``: a name in OURS or TEXTBOOK."""
+    config = read_config(find_recipe(recipe), overrides=OURS.get(candidate, ()))
     corpus = load_corpus(find_corpus(config.data.corpus, data))
     columns = Columns(corpus.tokens["train"], config.train.batch)
     torch.manual_seed(config.train.seed)
-    make = {"highrank": our_step, "textbook": textbook_step}[candidate]
-    return make(config, len(corpus.vocabulary), columns)
+    make = our_step if candidate in OURS else textbook_step
+    return make(config, len(corpus.vocabulary), columns, device=device)
 
 
 def make_nothing() -> Callable[[], None]:
@@ -101,6 +107,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="penn")
     parser.add_argument("--data", help="the folder of the corpus")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
 
     # Imported here because importing it sets what it says, which the textbook's process must not do.
@@ -112,9 +119,7 @@ def main() -> None:
     textbook, textbook_in_ours = TEXTBOOK
     environments = dict.fromkeys(OURS, DEFAULTS) | {textbook: as_it_comes, textbook_in_ours: DEFAULTS}
     workers = {
-        name: Worker(
-            partial(make_step, textbook if name in TEXTBOOK else name, arguments.recipe, arguments.data), environment
-        )
+        name: Worker(partial(make_step, name, arguments.recipe, arguments.data, arguments.device), environment)
         for name, environment in environments.items()
     }
     losses: dict[str, list[float]] = {name: [] for name in workers}
@@ -123,23 +128,30 @@ def main() -> None:
     peaks = {name: worker.close() for name, worker in workers.items()}
     result = {
         "recipe": arguments.recipe,
+        "device": arguments.device,
         "repeats": arguments.repeats,
         "environment": dict(DEFAULTS),
         "step": times,
         "loss_nats_by_step": losses,
-        "peak_rss_bytes": peaks,
+        "peak_bytes": peaks,
         "idle_rss_bytes": peak_rss_bytes(make_nothing),
         "times_faster": {
             name: {other: times[other]["median_s"] / times[name]["median_s"] for other in TEXTBOOK} for name in OURS
         },
         "share_of_memory": {name: peaks[name] / peaks[textbook] for name in OURS},
+        "mixture_in_steps_of_one_softmax": {
+            precision: times[f"highrank{how}"]["median_s"] / times[f"highrank, one softmax{how}"]["median_s"]
+            for precision, how in (("float32", ""), ("bfloat16", ", bfloat16"))
+        },
     }
-    path = save(f"{Path(__file__).stem}.{arguments.recipe}", result)
+    path = save(f"{Path(__file__).stem}.{arguments.recipe}.{arguments.device}", result)
     for name in workers:
-        print(f"{name:26} {times[name]['median_s']:.2f} s a step, peak {peaks[name] / 2**20:,.0f} MiB")
+        print(f"{name:32} {times[name]['median_s']:.2f} s a step, peak {peaks[name] / 2**20:,.0f} MiB")
     for name in OURS:
         ratio, share = result["times_faster"][name][textbook], result["share_of_memory"][name]
         print(f"{name}: {ratio:.2f} times faster than the {textbook}, {100 * share:.0f}% of its memory")
+    for precision, steps_of in result["mixture_in_steps_of_one_softmax"].items():
+        print(f"{precision}: a step takes {steps_of:.2f} times that of one softmax in place of the mixture")
     print(f"-> {path}")
 
 
