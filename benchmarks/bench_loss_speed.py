@@ -98,10 +98,9 @@ def main() -> None:
         parser.error("--compile: no g++ found")
 
     sizes = CPU_SIZES if arguments.device == "cpu" else GPU_SIZES
-    dtypes = [torch.float32] if arguments.device == "cpu" else [torch.float32, torch.bfloat16]
     results = {}
     for name in arguments.sizes or sizes:
-        for dtype in dtypes:
+        for dtype in (torch.float32, torch.bfloat16):
             key = f"{name}.{str(dtype).removeprefix('torch.')}"
             results[key] = measure(sizes[name], dtype, arguments.device, arguments.repeats, compiled=arguments.compile)
             show(name, results[key])

@@ -16,6 +16,7 @@ from highrank.files import file_sha256
 from highrank.progress import READ_EVERY_S, SILENT, Display
 from highrank.random import derived_seed
 from highrank.runs import Checkpoint, Config, RunFolder, build_model, describe_device, latest_checkpoint
+from highrank.runs.device import multiplies_bfloat16
 from highrank.runs.tensors import model_tensors, put_model_tensors, read_tensors
 from highrank.train.averaging import averaged_weights, is_stalled
 from highrank.train.embedding_norms import set_norms_from_counts
@@ -120,6 +121,10 @@ def train_stage(
     first_step = state.position.step + 1
     workers.first(lambda: run.begin_stage(stage))
     workers.first(lambda: run.log(f"{stage}: update {first_step} on, {describe_device(device, workers.count)}"))
+    if config.train.precision == "bfloat16" and not multiplies_bfloat16(device):
+        display.message(
+            "this processor has no instructions for bfloat16: train.precision=float32 is likely to be faster"
+        )
     recorder = Recorder(run, stage, display, workers, first_step=first_step)
     try:
         with stop_on_signal() as stop:
