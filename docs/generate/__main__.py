@@ -14,6 +14,7 @@ from docs.generate.results import paper_table, rank_table, recipe_table, run_lis
 from docs.generate.settings import settings_reference
 from docs.generate.speed import dynamic_evaluation_table, floor_table, step_table, time_table
 from docs.generate.studies import study_part
+from docs.generate.temperature import temperature_table
 from docs.generate.trials import trial_table
 
 __all__ = ["PARTS", "ROOT", "pages", "written"]
@@ -33,6 +34,7 @@ PARTS = {
     "schedules": lambda: study_part("schedules"),
     "settings": settings_reference,
     "steps": step_table,
+    "temperature": temperature_table,
     "times": time_table,
     "trials": trial_table,
     "tutorial": tutorial_table,

@@ -51,7 +51,9 @@ class ModelSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Sizes. The output embedding has ``embedding_features``, tied to the input embedding if ``tied``.
 
     ``num_components`` counts the softmaxes (or contexts) of a mixture; the head ``softmax`` ignores it. A softmax over
-    a last layer of another width than the embedding gets the tanh projection of the mixtures."""
+    a last layer of another width than the embedding gets the tanh projection of the mixtures. ``embedding_init``: the
+    paper's embedding begins uniform in +-0.1; "log-counts" gives these vectors norms that follow the logarithms of the
+    words' counts in the training text."""
 
     head: Literal["softmax", "mixture-of-contexts", "mixture-of-softmaxes"] = "mixture-of-softmaxes"
     num_components: Width = 15
@@ -60,6 +62,7 @@ class ModelSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     last_hidden_features: Width = 620
     num_layers: Layers = 3
     tied: bool = True
+    embedding_init: Literal["uniform", "log-counts"] = "uniform"
 
 
 class DropoutSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
