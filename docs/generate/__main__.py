@@ -28,6 +28,7 @@ PARTS = {
     "floors": floor_table,
     "options of 2017": option_tables,
     "penn": lambda: paper_table("penn"),
+    "precision": lambda: study_part("precision"),
     "ranks": rank_table,
     "recipes": recipe_table,
     "runs": run_list,
