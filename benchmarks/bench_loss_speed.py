@@ -98,10 +98,9 @@ def main() -> None:
         parser.error("--compile: no g++ found")
 
     chosen = sizes(parser, arguments.sizes, arguments.device)
-    dtypes = [torch.float32] if arguments.device == "cpu" else [torch.float32, torch.bfloat16]
     results = {}
     for name, size in chosen.items():
-        for dtype in dtypes:
+        for dtype in (torch.float32, torch.bfloat16):
             key = f"{name}.{str(dtype).removeprefix('torch.')}"
             results[key] = measure(size, dtype, arguments.device, arguments.repeats, compiled=arguments.compile)
             show(name, results[key])

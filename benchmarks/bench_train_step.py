@@ -1,4 +1,7 @@
-"""How long does a training step take, and how much memory, beside the textbook model (materialised softmaxes)?"""
+"""How long does a training step take, and how much memory, beside the textbook model (materialised softmaxes)?
+
+Memory is the largest resident size of the process, or, on a GPU, the most that PyTorch had allocated there.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -16,6 +19,16 @@ from highrank.train import StageState, update
 from highrank.workers import ALONE, Workers
 
 Step = Callable[[], float]
+
+# By name, with what each changes in the recipe. One softmax is the same model without the mixture: what that costs.
+OURS = {
+    "highrank": (),
+    "highrank, bfloat16": ("train.precision=bfloat16",),
+    "highrank, one softmax": ("model.head=softmax",),
+    "highrank, one softmax, bfloat16": ("model.head=softmax", "train.precision=bfloat16"),
+}
+TEXTBOOK = ("textbook", "textbook, our environment")
+MIXTURES = tuple(name for name in OURS if "one softmax" not in name)  # the textbook's model
 
 
 def our_step(
@@ -45,10 +58,10 @@ def our_step(
     return step
 
 
-def textbook_step(config: Config, vocab_size: int, columns: Columns) -> Step:
+def textbook_step(config: Config, vocab_size: int, columns: Columns, *, device: torch.device | str = "cpu") -> Step:
     """The same update by the original's formula, epsilon inside the logarithm included."""
     train = config.train
-    model = textbook_model(config, vocab_size, epsilon=1e-8)
+    model = textbook_model(config, vocab_size, epsilon=1e-8).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
     groups = train.batch // config.micro_batch
     hidden, start = [model.init_hidden(config.micro_batch) for _ in range(groups)], 0
@@ -59,8 +72,8 @@ def textbook_step(config: Config, vocab_size: int, columns: Columns) -> Step:
         loss, hidden = accumulated_step(
             model,
             optimizer,
-            segment.tokens,
-            segment.target,
+            segment.tokens.to(device),
+            segment.target.to(device),
             hidden,
             lr=train.lr,
             seq_len=train.bptt,
@@ -75,13 +88,14 @@ def textbook_step(config: Config, vocab_size: int, columns: Columns) -> Step:
     return step
 
 
-def make_step(candidate: str, recipe: str, data: str | None) -> Step:
-    config = read_config(find_recipe(recipe))
+def make_step(candidate: str, recipe: str, data: str | None, device: str = "cpu") -> Step:
+    """``candidate``: a name in OURS or TEXTBOOK."""
+    config = read_config(find_recipe(recipe), overrides=OURS.get(candidate, ()))
     corpus = load_corpus(find_corpus(config.data.corpus, data))
     columns = Columns(corpus.tokens["train"], config.train.batch)
     torch.manual_seed(config.train.seed)
-    make = {"highrank": our_step, "textbook": textbook_step}[candidate]
-    return make(config, len(corpus.vocabulary), columns)
+    make = our_step if candidate in OURS else textbook_step
+    return make(config, len(corpus.vocabulary), columns, device=device)
 
 
 def make_nothing() -> Callable[[], None]:
@@ -94,6 +108,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="penn")
     parser.add_argument("--data", help="the folder of the corpus")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
 
     # Imported here because importing it sets what it says, which the textbook's process must not do.
@@ -102,32 +117,43 @@ def main() -> None:
     # Each in a process of its own, for its own memory and environment: ours as the command line sets it, the textbook
     # as PyTorch comes, and, to show what the environment alone does, the textbook in ours.
     as_it_comes = dict.fromkeys(DEFAULTS)
-    environments = {"highrank": DEFAULTS, "textbook": as_it_comes, "textbook, our environment": DEFAULTS}
+    textbook, textbook_in_ours = TEXTBOOK
+    environments = dict.fromkeys(OURS, DEFAULTS) | {textbook: as_it_comes, textbook_in_ours: DEFAULTS}
     workers = {
-        name: Worker(partial(make_step, name.partition(",")[0], arguments.recipe, arguments.data), environment)
+        name: Worker(partial(make_step, name, arguments.recipe, arguments.data, arguments.device), environment)
         for name, environment in environments.items()
     }
     losses: dict[str, list[float]] = {name: [] for name in workers}
     steps = {name: partial(keep_loss, worker, losses[name]) for name, worker in workers.items()}
     times = {name: summary(seconds) for name, seconds in in_turn(steps, arguments.repeats, warm_up=2).items()}
     peaks = {name: worker.close() for name, worker in workers.items()}
-    ours, textbook = "highrank", "textbook"
     result = {
         "recipe": arguments.recipe,
+        "device": arguments.device,
         "repeats": arguments.repeats,
         "environment": dict(DEFAULTS),
         "step": times,
         "loss_nats_by_step": losses,
-        "peak_rss_bytes": peaks,
+        "peak_bytes": peaks,
         "idle_rss_bytes": peak_rss_bytes(make_nothing),
-        "times_faster": {name: times[name]["median_s"] / times[ours]["median_s"] for name in times if name != ours},
-        "share_of_memory": peaks[ours] / peaks[textbook],
+        "times_faster": {
+            name: {other: times[other]["median_s"] / times[name]["median_s"] for other in TEXTBOOK} for name in MIXTURES
+        },
+        "share_of_memory": {name: peaks[name] / peaks[textbook] for name in MIXTURES},
+        "mixture_in_steps_of_one_softmax": {
+            precision: times[f"highrank{how}"]["median_s"] / times[f"highrank, one softmax{how}"]["median_s"]
+            for precision, how in (("float32", ""), ("bfloat16", ", bfloat16"))
+        },
     }
-    path = save(f"{Path(__file__).stem}.{Path(arguments.recipe).stem}", result)
+    path = save(f"{Path(__file__).stem}.{Path(arguments.recipe).stem}.{arguments.device}", result)
     for name in workers:
-        print(f"{name:26} {times[name]['median_s']:.2f} s a step, peak {peaks[name] / 2**20:,.0f} MiB")
-    ratio = times[textbook]["median_s"] / times[ours]["median_s"]
-    print(f"{ratio:.2f} times faster, {100 * result['share_of_memory']:.0f}% of the memory -> {path}")
+        print(f"{name:32} {times[name]['median_s']:.2f} s a step, peak {peaks[name] / 2**20:,.0f} MiB")
+    for name in MIXTURES:
+        ratio, share = result["times_faster"][name][textbook], result["share_of_memory"][name]
+        print(f"{name}: {ratio:.2f} times faster than the {textbook}, {100 * share:.0f}% of its memory")
+    for precision, steps_of in result["mixture_in_steps_of_one_softmax"].items():
+        print(f"{precision}: a step takes {steps_of:.2f} times that of one softmax in place of the mixture")
+    print(f"-> {path}")
 
 
 def keep_loss(step: Callable[[], float], losses: list[float]) -> None:

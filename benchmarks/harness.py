@@ -114,7 +114,8 @@ class Worker:
         return self._connection.recv()
 
     def close(self) -> int:
-        """Ends the process; returns the largest resident size that it had, in bytes. Linux."""
+        """Ends the process; returns the largest resident size that it had (Linux), or, if it used a GPU, the most that
+        PyTorch had allocated there; in bytes."""
         self._connection.send("close")
         peak = int(self._connection.recv())
         self._process.join()
@@ -125,6 +126,9 @@ def _serve(make: Callable[[], Callable[[], object]], connection: Any) -> None:
     call = make()
     while connection.recv() == "call":
         connection.send(call())
+    if torch.cuda.is_initialized():
+        connection.send(torch.cuda.max_memory_allocated())
+        return
     # Not getrusage: on Linux a new process begins with its parent's maximum.
     status = Path("/proc/self/status").read_text()
     connection.send(next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")))

@@ -10,11 +10,12 @@ import torch
 from benchmarks.workers_agree import agreement, train_with
 from highrank import LossOptions, mixture_cross_entropy
 from highrank.data import load_corpus
+from highrank.data.batches import Columns
 from highrank.evaluate import DynamicSettings, dynamic_evaluate, evaluate, gradient_statistics
 from highrank.ops import triton
 from highrank.runs import RunFolder, build_model, read_config
 from highrank.runs.tensors import read_tensors
-from highrank.train import train_stage
+from highrank.train import StageState, train_stage, update
 from tests.implementations import every_reduction
 from tests.parity import SIZES, Size, assert_no_worse_than_naive, assert_same, make_problem, solve
 
@@ -131,6 +132,38 @@ def test_a_run_on_a_gpu_resumes_to_the_same_bits(small_text: Path, tmp_path: Pat
     last = [sorted((run.path / "train").glob("checkpoint-*"))[-1] / "model.safetensors" for run in (whole, cut)]
     ours, theirs = (read_tensors(path) for path in last)
     assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def losses_of_updates(precision: str, small_text: Path, device: str, *, watched: bool = False) -> list[float]:
+    """Nats a token of six updates of the same fresh model; ``watched``: the last four must not make the host wait."""
+    corpus = load_corpus(small_text)
+    config = read_config(RECIPE, overrides=[f"train.precision={precision}", "train.micro_batch=6"])
+    torch.manual_seed(1)
+    state = StageState(build_model(config, len(corpus.vocabulary)).to(device).train(), config)
+    columns = Columns(corpus.tokens["train"], config.train.batch)
+    sums = []
+    for step in range(6):
+        if watched:
+            torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")
+        try:
+            done = update(state, columns, config, seed=1, lr=config.train.lr, length=config.train.bptt)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        state.position.add_step(done.steps, done.steps * config.train.batch)
+        sums.append(done.loss_sum / (done.steps * config.train.batch))
+    return [each.item() for each in sums]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_update_does_not_wait_for_the_device(precision: str, small_text: Path) -> None:
+    losses = losses_of_updates(precision, small_text, "cuda", watched=True)
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_rounded_products_lead_where_exact_ones_do(small_text: Path) -> None:
+    exact, short = (losses_of_updates(precision, small_text, "cuda") for precision in ("float32", "bfloat16"))
+    assert short != exact
+    assert short[:3] == pytest.approx(exact[:3], rel=5e-3)  # later updates follow other paths
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices: NCCL has one worker on each")

@@ -12,8 +12,9 @@ from docs.generate.commands import command_reference
 from docs.generate.original import option_tables
 from docs.generate.results import paper_table, rank_table, recipe_table, run_list, tutorial_table
 from docs.generate.settings import settings_reference
-from docs.generate.speed import dynamic_evaluation_table, floor_table, time_table
+from docs.generate.speed import dynamic_evaluation_table, floor_table, step_table, time_table
 from docs.generate.studies import study_part
+from docs.generate.temperature import temperature_table
 from docs.generate.trials import trial_table
 
 __all__ = ["PARTS", "ROOT", "pages", "written"]
@@ -27,11 +28,14 @@ PARTS = {
     "floors": floor_table,
     "options of 2017": option_tables,
     "penn": lambda: paper_table("penn"),
+    "precision": lambda: study_part("precision"),
     "ranks": rank_table,
     "recipes": recipe_table,
     "runs": run_list,
     "schedules": lambda: study_part("schedules"),
     "settings": settings_reference,
+    "steps": step_table,
+    "temperature": temperature_table,
     "times": time_table,
     "trials": trial_table,
     "tutorial": tutorial_table,

@@ -6,7 +6,7 @@ from typing import Any
 from docs.generate.markdown import table
 from docs.generate.results import RESULTS, read_results
 
-__all__ = ["dynamic_evaluation_table", "floor_table", "time_table"]
+__all__ = ["dynamic_evaluation_table", "floor_table", "step_table", "time_table"]
 
 SHOWN_OPERATIONS = 8
 
@@ -46,6 +46,30 @@ def time_table() -> str:
         rows.append([recipe, "all operations", f"{1e3 * whole:,.0f}", "100%"])
         rows.append([recipe, "the floor", f"{1e3 * floor:,.0f}", f"{100 * floor / whole:.0f}%"])
     return table(["recipe", "operation", "ms a step", "share"], rows, numbers=range(2, 4))
+
+
+def step_table() -> str:
+    """A training step beside the textbook's, for every recipe that it was measured for."""
+    rows = []
+    for file, found in read_results().items():
+        if not file.startswith("bench_train_step."):
+            continue
+        for name, seconds in found["step"].items():
+            faster, memory = found["times_faster"].get(name), found["share_of_memory"].get(name)
+            rows.append(
+                [
+                    f"{found['recipe']}, {found['about']['device']['gpu'] or found['about']['device']['cpu']}",
+                    name,
+                    f"{seconds['median_s']:.2f}",
+                    f"{seconds['p20_s']:.2f} to {seconds['p80_s']:.2f}",
+                    f"{found['peak_bytes'][name] / 2**20:,.0f}",
+                    "" if faster is None else f"{faster['textbook']:.2f}",
+                    "" if memory is None else f"{100 * memory:.0f}%",
+                    f"[{file}](../benchmarks/results/{file})",
+                ]
+            )
+    head = ["recipe, device", "step", "s", "20% to 80%", "peak MiB", "times faster", "of the memory", "source"]
+    return table(head, rows, numbers=range(2, 7))
 
 
 def dynamic_evaluation_table() -> str:

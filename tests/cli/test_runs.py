@@ -95,7 +95,8 @@ def test_each_run_with_the_figures_of_its_last_stage(runs: Path) -> None:
 
 def test_who_is_at_work_and_what_was_measured_too_early(runs: Path) -> None:
     run = runs / "begun"
-    early = {"train": {"valid": {"perplexity": 500.0}, "test": {"perplexity": 501.0}}}
+    tempered = {"temperature": 1.1, "tuned_on": "valid", "test": {"perplexity": 499.0}}
+    early = {"train": {"valid": {"perplexity": 500.0}, "test": {"perplexity": 501.0}, "tempered": tempered}}
     (run / "results.json").write_text(json.dumps(early))
     os.utime(run / "results.json", (1, 1))  # before the best model so far
     with at_work(run):
@@ -103,8 +104,12 @@ def test_who_is_at_work_and_what_was_measured_too_early(runs: Path) -> None:
     assert row["state"] == "at work"
     assert row["test_perplexity"] is None
     assert row["valid_perplexity"] == validations(run, "train")[0]["perplexity"]
+    assert compared(run, runs / "whole")["runs"][0]["stages"]["train"]["tempered"] is None
     os.utime(run / "results.json")
     assert listed(runs)["begun"]["test_perplexity"] == 501.0
+    known = {"temperature": 1.1, "tuned_on": "valid", "valid_perplexity": None, "test_perplexity": 499.0}
+    assert compared(run, runs / "whole")["runs"][0]["stages"]["train"]["tempered"] == known
+    assert "1.1, tuned on valid" in here("compare", run, runs / "whole").stdout
 
 
 def test_runs_that_have_just_been_made_or_were_imported(runs: Path) -> None:
@@ -147,6 +152,7 @@ DAMAGE: dict[str, tuple[str, bytes | None]] = {
     "facts of another kind": ("run.json", b'{"corpus": []}'),
     "no vocabulary": ("vocabulary.txt", None),
     "results of another kind": ("results.json", b'{"train": {"valid_perplexity": "low"}}'),
+    "a temperature of another kind": ("results.json", b'{"train": {"tempered": {"temperature": "warm"}}}'),
     "results nested": ("results.json", b"[" * 100_000),
     "a model without a head": ("finetune/model.safetensors", b"\xff" * 40),
     "a model cut short": ("finetune/model.safetensors", b"\x40"),
@@ -248,6 +254,49 @@ def test_settings_that_differ_and_results_side_by_side(runs: Path) -> None:
     text = here("compare", runs / "whole", runs / "begun").stdout
     assert f"{results['dynamic']['valid']['perplexity']:.2f} / {results['dynamic']['test']['perplexity']:.2f}" in text
     assert "cannot be compared" not in text
+
+
+def test_a_temperature_tuned_on_valid_is_told_recorded_apart_and_compared(runs: Path) -> None:
+    run, other = runs / "whole", runs / "deeper" / "trained"
+    before = results_of(run)
+    said = json.loads(here("evaluate", run, "--temperature", "tune", "--json", "--device", "cpu").stdout)
+    assert (said["split"], said["tuned_on"], said["counted"]) == ("test", "valid", "every predicted token")
+    assert said["untempered"]["perplexity"] == pytest.approx(before["finetune"]["test"]["perplexity"], rel=1e-5)
+    after = results_of(run)
+    tempered = after["finetune"].pop("tempered")
+    assert after == before
+    assert tempered["test"]["perplexity"] == said["perplexity"]
+    at = f"{said['temperature']:g}"
+    line = here("evaluate", run, "--temperature", at, "--device", "cpu").stdout
+    assert f"perplexity {said['perplexity']:.2f}" in line
+    assert f"(temperature {at}; at 1: {said['untempered']['perplexity']:.2f})" in line
+    assert f"- / {said['perplexity']:.2f}" in here("compare", run, other).stdout
+    whole, trained = (each["stages"] for each in compared(run, other)["runs"])
+    assert trained["train"]["tempered"] is None
+    assert whole["finetune"]["tempered"] == {
+        "temperature": said["temperature"],
+        "tuned_on": None,
+        "valid_perplexity": None,
+        "test_perplexity": pytest.approx(said["perplexity"]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        *(
+            (["--temperature", bad], "temperature: expected a number from 0.001 on")
+            for bad in ("0", "-1", "nan", "inf")
+        ),
+        (["--temperature", "1", "--paper"], "--temperature: the paper's code has none"),
+        (["--temperature", "tune", "--split", "valid"], "temperature: one that is tuned on the valid text"),
+    ],
+)
+def test_temperatures_that_are_none(options: list[str], said: str, whole: Path) -> None:
+    done = here("evaluate", whole, "--device", "cpu", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith(f"highrank: {said}")
+    assert "tempered" not in results_of(whole)["finetune"]
 
 
 @pytest.mark.parametrize("what", ["vocabulary", "test text", "held-out length", "training text", "unknown"])

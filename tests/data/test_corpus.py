@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from highrank.data import Corpus, corpus_statistics, encoding, find_corpus, load_corpus
+from highrank.data import Corpus, corpus_statistics, encoding, find_corpus, load_corpus, word_counts
+from highrank.data import corpus as corpus_module
 from highrank.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -102,6 +103,14 @@ def test_statistics(tmp_path: Path) -> None:
         "unknown": {"train": 1 / 4, "valid": 2 / 8, "test": 0.0},
     }
     assert json.loads(json.dumps(statistics)) == statistics
+
+
+def test_counts_are_of_one_split_and_of_every_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_module, "COUNTING_BLOCK", 3)
+    corpus = load_corpus(write_corpus(tmp_path / "own", "a b a a\nb a a\n", "c\n"), cache=tmp_path / "cache")
+    counts = dict(zip(corpus.vocabulary.words, word_counts(corpus).tolist(), strict=True))
+    assert counts == {"a": 5, "b": 2, "<eos>": 2, "c": 0}
+    assert word_counts(corpus, "valid").tolist() == [0, 0, 1, 1]
 
 
 class TestCache:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.studies.plan import Study, read_study, settings_of
 from benchmarks.studies.record import Record
+from docs.generate import temperature
 from docs.generate.studies import found_table, left_table
 
 STUDIES = Path(__file__).resolve().parents[2] / "benchmarks" / "studies"
@@ -106,3 +107,22 @@ def test_every_stage_has_a_column() -> None:
     ablation = read_study(STUDIES / "ablation.toml")
     head = cells(found_table(ablation, []).splitlines()[0])
     assert head[-3:] == [f"{stage}, valid / test" for stage in ("trained", "fine-tuned", "dynamic evaluation")]
+
+
+def test_what_a_temperature_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(temperature, "read_results", dict)
+    assert temperature.temperature_table() == f"Not run yet: `{temperature.COMMAND}`.\n"
+    found = {
+        name: {
+            "stage": stage,
+            "temperature": at,
+            "test_perplexity": {"untempered": 100.0, "tempered": 100.0 - gain},
+            "test_gain_nats": gain / 100,
+        }
+        for name, stage, at, gain in (("a", "train", 1.0525, 2.0), ("b", "finetune", 0.998, -1.0))
+    }
+    monkeypatch.setattr(temperature, "read_results", lambda: {temperature.FILE: {"results": found}})
+    lines = temperature.temperature_table().splitlines()
+    assert cells(lines[2]) == ["`a`", "trained", "1.0525", "100.00", "98.00", "0.0200"]
+    assert cells(lines[3]) == ["`b`", "fine-tuned", "0.998", "100.00", "101.00", "-0.0100"]
+    assert lines[-1].startswith("Of 2 runs: 0.0050 nats on average, from -0.0100 to 0.0200. ")

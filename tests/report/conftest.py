@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from highrank.data import Corpus, load_corpus
-from highrank.evaluate import dynamic_evaluate_run, dynamic_settings, evaluate_run, rank_run
+from highrank.evaluate import dynamic_evaluate_run, dynamic_settings, evaluate_run, evaluate_run_at, rank_run
 from highrank.runs import RunFolder, choose_device, read_config
 from highrank.train import Machine, finetune, open_or_create, train
 
@@ -62,6 +62,7 @@ def made(begun: Callable[..., RunFolder], tmp_path_factory: pytest.TempPathFacto
     softmax = begun(folder / "soft", "model.head=softmax", "train.epochs=1")
     train(softmax, corpus, where)
     evaluate_run(softmax, corpus, "test")
+    evaluate_run_at(softmax, corpus, "test", "tune")
     for run in (mixture, softmax):
         rank_run(run, corpus, contexts=120)
     page, figures = folder / "report.html", folder / "figures"

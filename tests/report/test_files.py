@@ -165,6 +165,16 @@ def _no_corpus(run: RunFolder) -> Corpus:
     raise AssertionError("nothing to measure: the text is not needed")
 
 
+def test_a_temperature_is_a_note_below_the_table(made: Made) -> None:
+    """In the table itself are figures of one kind."""
+    _, softmax = made.runs
+    found = RunFolder.open(softmax).results["train"]["tempered"]
+    page = made.page.read_text(encoding="utf-8")
+    said = f"at a softmax temperature of {found['temperature']:g}, tuned on valid: test "
+    assert page.count("at a softmax temperature") == 1
+    assert f"soft, trained, {said}{found['test']['perplexity']:.2f}." in page
+
+
 def test_different_vocabularies_are_refused(
     made: Made, begun: Callable[..., RunFolder], small_text: Path, tmp_path: Path
 ) -> None:

@@ -81,8 +81,10 @@ def test_a_signal_in_the_last_validation_is_not_lost(small_text: Path, tmp_path:
     assert train_stage(run, "train", corpus, resume=True)["epochs"] == 1
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_other_optimizers_rates_and_averages_resume_too(optimizer: str, small_text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("optimizer", "precision"), [("sgd", "float32"), ("adamw", "bfloat16")])
+def test_other_optimizers_rates_averages_and_precisions_resume_too(
+    optimizer: str, precision: str, small_text: Path, tmp_path: Path
+) -> None:
     from highrank.data import load_corpus
     from highrank.runs import read_config
     from highrank.train import Interrupted, train_stage
@@ -101,6 +103,7 @@ def test_other_optimizers_rates_and_averages_resume_too(optimizer: str, small_te
     rates = ["train.schedule=cosine", "train.warmup=0.2", f"train.lr={0.01 if optimizer == 'adamw' else 20}"]
     average = ["train.average_from=1", "train.average_power=3", "train.epochs=2"]
     other = [f"train.optimizer={optimizer}", "train.partial_shuffle=true"]
+    other += [f"train.precision={precision}", "model.embedding_init=log-counts"]
     config = read_config(RECIPE, overrides=[*rates, *average, *other])
     whole, cut = (RunFolder.create(tmp_path / name, config, corpus.vocabulary, corpus) for name in ("whole", "cut"))
     train_stage(whole, "train", corpus)

@@ -178,7 +178,8 @@ def test_every_other_stage_with_two_workers(alone: Setting, tmp_path: Path) -> N
     results = []
     for run, workers in zip(runs, (1, 2), strict=True):
         shutil.copytree(alone.reference, run)
-        for name, *options in (["finetune"], ["evaluate", "--split", "valid"], ["dynamic-eval"]):
+        tempered = ["evaluate", "--temperature", "tune"]
+        for name, *options in (["finetune"], ["evaluate", "--split", "valid"], tempered, ["dynamic-eval"]):
             arguments = [name, str(run), "--device", "cpu", *options]
             done = here(*arguments) if workers == 1 else finish(command(*arguments, "--workers", str(workers)))
             assert done.returncode == 0, done.stderr
@@ -186,6 +187,9 @@ def test_every_other_stage_with_two_workers(alone: Setting, tmp_path: Path) -> N
     one, two = results
     assert one["finetune"]["valid_loss_nats"] == two["finetune"]["valid_loss_nats"]
     assert one["finetune"]["valid"]["loss_nats"] == two["finetune"]["valid"]["loss_nats"]
+    first, second = (each["finetune"]["tempered"] for each in results)
+    assert (first["search"], first["temperature"]) == (second["search"], second["temperature"])
+    assert first["test"]["loss_nats"] == second["test"]["loss_nats"]
     # The gradient statistics are sums over segments in float32, in another order.
     assert one["dynamic"]["test"]["loss_nats"] == pytest.approx(two["dynamic"]["test"]["loss_nats"], abs=1e-5)
 

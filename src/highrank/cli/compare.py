@@ -11,7 +11,7 @@ from highrank.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from highrank.runs.comparison import Comparison
-    from highrank.runs.listing import DynamicFigures, RunSummary, StageFigures
+    from highrank.runs.listing import DynamicFigures, RunSummary, StageFigures, TemperedFigures
     from highrank.runs.measured import Components, RankFigures
 
 __all__ = ["add_parser", "run"]
@@ -119,6 +119,10 @@ def _result_rows(runs: Sequence["RunSummary"]) -> Iterator[list[str]]:
         stages = [next((stage for stage in run.stages if stage.stage == name), None) for run in runs]
         if any(stages):
             yield [f"{title}: valid / test", *(_perplexities(stage) for stage in stages)]
+            tempered = [None if stage is None else stage.tempered for stage in stages]
+            if any(tempered):
+                yield [f"{title}, tempered: valid / test", *(_perplexities(each) for each in tempered)]
+                yield [f"{title}, tempered: temperature", *("-" if each is None else each.how for each in tempered)]
             yield [f"{title}: updates", *("-" if stage is None else _count(stage.updates) for stage in stages)]
             yield [f"{title}: epochs", *(_epochs(stage) for stage in stages)]
             yield [f"{title}: time", *(_time(stage) for stage in stages)]
@@ -151,7 +155,7 @@ def _measured_rows(comparison: "Comparison") -> Iterator[list[str]]:
             yield [title, *("-" if each is None else said(each) for each in comparison.components)]
 
 
-def _perplexities(figures: "StageFigures | DynamicFigures | None") -> str:
+def _perplexities(figures: "StageFigures | TemperedFigures | DynamicFigures | None") -> str:
     if figures is None:
         return "-"
     both = (figures.valid_perplexity, figures.test_perplexity)

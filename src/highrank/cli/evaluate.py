@@ -1,6 +1,7 @@
 """``highrank evaluate RUN``"""
 
 import argparse
+from typing import Any, Literal
 
 from highrank.cli.options import (
     add_data_option,
@@ -12,6 +13,7 @@ from highrank.cli.options import (
     positive_int,
 )
 from highrank.cli.output import add_json_option, print_result
+from highrank.errors import UserError
 
 __all__ = ["add_parser", "run"]
 
@@ -26,6 +28,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_split_option(parser)
     add_stage_option(parser)
     add_data_option(parser)
+    parser.add_argument(
+        "--temperature",
+        type=temperature,
+        metavar="T",
+        help="divide the log-probabilities of the mixture by T and normalise them again; tune: by the T that is best "
+        "on the validation text, for the other splits; recorded apart",
+    )
     counting = parser.add_mutually_exclusive_group()
     counting.add_argument(
         "--batch",
@@ -43,32 +52,46 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.set_defaults(run=run)
 
 
+def temperature(text: str) -> float | Literal["tune"]:
+    return "tune" if text == "tune" else float(text)
+
+
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.paper and arguments.temperature is not None:
+        raise UserError("--temperature: the paper's code has none; leave out --paper", exit_code=2)
+
     from highrank.cli.stage import machine
-    from highrank.evaluate import evaluate_run
+    from highrank.evaluate import evaluate_run, evaluate_run_at
     from highrank.runs import RunFolder
     from highrank.train import corpus_of
 
     with machine(arguments) as where:
         run_folder = where.workers.first(lambda: RunFolder.open(arguments.folder))
         corpus = corpus_of(run_folder, arguments.data, display=where.display)
-        result = evaluate_run(
-            run_folder,
-            corpus,
-            arguments.split,
-            stage=arguments.stage,
-            batch=arguments.batch,
-            paper=arguments.paper,
-            device=where.device,
-            display=where.display,
-            workers=where.workers,
-        )
+        text = (run_folder, corpus, arguments.split)
+        how: dict[str, Any] = {
+            "stage": arguments.stage,
+            "batch": arguments.batch,
+            "device": where.device,
+            "display": where.display,
+            "workers": where.workers,
+        }
+        if arguments.temperature is None:
+            result = evaluate_run(*text, paper=arguments.paper, **how)
+        else:
+            result = evaluate_run_at(*text, arguments.temperature, **how)
     if not where.workers.is_first:
         return 0
-    counted = " (counted as in the paper's code)" if arguments.paper else ""
-    line = (
-        f"{result['stage']}, {result['split']}: perplexity {result['perplexity']:.2f}, "
-        f"{result['loss_nats']:.4f} nats over {result['tokens']:,} tokens{counted}, {result['elapsed_s']:.0f} s"
-    )
-    print_result(result, [line], as_json=arguments.json)
+    print_result(result, [_line(result)], as_json=arguments.json)
     return 0
+
+
+def _line(result: dict[str, Any]) -> str:
+    at = " (counted as in the paper's code)" if result["counted"] == "paper" else ""
+    if "temperature" in result:
+        tuned = "" if result["tuned_on"] is None else f", tuned on {result['tuned_on']}"
+        at = f" (temperature {result['temperature']:g}{tuned}; at 1: {result['untempered']['perplexity']:.2f})"
+    return (
+        f"{result['stage']}, {result['split']}: perplexity {result['perplexity']:.2f}, "
+        f"{result['loss_nats']:.4f} nats over {result['tokens']:,} tokens{at}, {result['elapsed_s']:.0f} s"
+    )

@@ -26,6 +26,14 @@ class Segment(NamedTuple):
     tokens: Tensor
     target: Tensor
 
+    def to(self, device: torch.device) -> "Segment":
+        """The same there, without waiting for it."""
+        if device.type == "cpu":
+            return self
+        # From ordinary memory a copy would make the host wait until the device has done all that it was asked for.
+        tokens, target = (x.pin_memory().to(device, non_blocking=True) for x in (self.tokens, self.target))
+        return Segment(self.start, tokens, target)
+
 
 class Columns:
     """A text cut into ``batch`` columns of equal length, the remainder dropped. Reads only what a segment needs."""

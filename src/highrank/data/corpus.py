@@ -1,6 +1,6 @@
 """A corpus: three splits of text as word numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from highrank.data.vocabulary import UNKNOWN, Vocabulary
 from highrank.errors import UserError
 from highrank.progress import SILENT, Display
 
-__all__ = ["Corpus", "corpus_statistics", "load_corpus"]
+__all__ = ["Corpus", "corpus_statistics", "load_corpus", "word_counts"]
 
 COUNTING_BLOCK = 1 << 22
 
@@ -73,10 +73,21 @@ def corpus_statistics(corpus: Corpus) -> dict[str, object]:
     }
 
 
+def word_counts(corpus: Corpus, split: str = "train") -> NDArray[np.int64]:
+    """How often each word of the vocabulary (V) occurs in a split."""
+    counts = np.zeros(len(corpus.vocabulary), dtype=np.int64)
+    for block in _blocks(corpus.tokens[split]):
+        counts += np.bincount(block, minlength=len(counts))
+    return counts
+
+
 def _share(tokens: NDArray[np.int32], low: int, high: int) -> float:
-    """The share of tokens with low <= number < high, counted in blocks because the text may be larger than memory."""
-    count = 0
-    for start in range(0, len(tokens), COUNTING_BLOCK):
-        block = tokens[start : start + COUNTING_BLOCK]
-        count += int(np.count_nonzero((block >= low) & (block < high)))
+    """The share of tokens with low <= number < high."""
+    count = sum(int(np.count_nonzero((block >= low) & (block < high))) for block in _blocks(tokens))
     return count / len(tokens)
+
+
+def _blocks(tokens: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
+    """To be counted one by one, because the text may be larger than memory."""
+    for start in range(0, len(tokens), COUNTING_BLOCK):
+        yield tokens[start : start + COUNTING_BLOCK]

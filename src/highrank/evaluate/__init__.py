@@ -20,6 +20,8 @@ from highrank.evaluate.prediction import Explanation, Prediction, predict_next
 from highrank.evaluate.rank import Rank, rank
 from highrank.evaluate.rank_of_run import PAPER_RANKS, rank_run
 from highrank.evaluate.search import Trial, search_settings
+from highrank.evaluate.temperature import TemperatureSearch, evaluate_at, tune_temperature
+from highrank.evaluate.temperature_of_run import evaluate_run_at, tune_temperature_of
 
 __all__ = [
     "PAPER_RANKS",
@@ -32,6 +34,7 @@ __all__ = [
     "Prediction",
     "Rank",
     "Sampling",
+    "TemperatureSearch",
     "Trial",
     "cached_statistics",
     "components_run",
@@ -39,7 +42,9 @@ __all__ = [
     "dynamic_evaluate_run",
     "dynamic_settings",
     "evaluate",
+    "evaluate_at",
     "evaluate_run",
+    "evaluate_run_at",
     "generate",
     "generate_text",
     "gradient_statistics",
@@ -53,4 +58,6 @@ __all__ = [
     "read_matrix",
     "read_passage",
     "search_settings",
+    "tune_temperature",
+    "tune_temperature_of",
 ]

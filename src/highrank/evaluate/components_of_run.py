@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from highrank.data import Corpus
+from highrank.data import Corpus, word_counts
 from highrank.errors import UserError
 from highrank.evaluate.bands import Bands
 from highrank.evaluate.component_figures import concentration, entropies, examples, gain_bands, gain_over, gains, use
@@ -83,7 +83,7 @@ def components_run(
     tokens = corpus.tokens[split]
     text = text_statistics(model, tokens, contexts=CONTEXTS, what=f"components: {split}", display=display)
     differences = component_differences(model.head, text.hidden, display=display)
-    counts = np.bincount(corpus.tokens["train"], minlength=len(run.vocabulary))
+    counts = word_counts(corpus)
     bands = gain_bands(text, run.vocabulary, counts)
     against = None
     if control is not None:

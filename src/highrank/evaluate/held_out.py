@@ -1,4 +1,4 @@
-"""Held-out text as contexts: the hidden states of a model over a text, at batch 1 with the state carried."""
+"""Held-out text as contexts: the hidden states of a model over a text, with the state carried."""
 
 import copy
 from collections.abc import Iterator
@@ -10,23 +10,35 @@ from torch import Tensor
 
 from highrank.data.batches import Columns, Segment
 from highrank.heads import Head
-from highrank.models import LanguageModel, detached
+from highrank.models import LanguageModel
+from highrank.workers import ALONE, Workers
 
-__all__ = ["evenly_spaced", "hidden_states", "in_float64"]
+__all__ = ["evenly_spaced", "hidden_states", "in_float64", "read_text"]
 
 SEGMENT = 1024
 
 
+def read_text(
+    model: LanguageModel, columns: Columns, segment: int, workers: Workers = ALONE
+) -> Iterator[tuple[Segment, Tensor]]:
+    """Segments of ``segment`` time steps, and the hidden states (T, B, H) that predict their targets.
+
+    Of several ``workers`` each carries the state through the whole text, and is given its share of the segments.
+    """
+    device = next(model.parameters()).device
+    state = model.initial_state(columns.batch)
+    with torch.no_grad():
+        for index, part in enumerate(columns.segments(segment)):
+            output = model.backbone(part.tokens.to(device), state)
+            state = output.state
+            if workers.owner(index) == workers.rank:
+                yield part, output.hidden
+
+
 def hidden_states(model: LanguageModel, tokens: NDArray[np.int32], what: str) -> Iterator[tuple[Segment, Tensor]]:
     """Segments of the text and the hidden states (T, H) that predict their targets, each after all the text before."""
-    columns = Columns(tokens, 1, what=what)
-    device = next(model.parameters()).device
-    state = model.initial_state(1)
-    with torch.no_grad():
-        for segment in columns.segments(SEGMENT):
-            output = model.backbone(segment.tokens.to(device), state)
-            state = detached(output.state)
-            yield segment, output.hidden[:, 0]
+    for segment, hidden_T1H in read_text(model, Columns(tokens, 1, what=what), SEGMENT):
+        yield segment, hidden_T1H[:, 0]
 
 
 def evenly_spaced(count: int, total: int) -> NDArray[np.int64]:

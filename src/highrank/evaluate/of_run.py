@@ -26,6 +26,7 @@ from highrank.workers import ALONE, Workers
 
 __all__ = [
     "SPLITS",
+    "as_result",
     "cached_statistics",
     "dynamic_evaluate_run",
     "dynamic_settings",
@@ -65,7 +66,7 @@ def evaluate_run(
     )
     if paper:
         evaluation = evaluation.in_the_paper_way(batch)
-    result = _as_result(evaluation) | {"batch": batch, "counted": "paper" if paper else "every predicted token"}
+    result = as_result(evaluation) | {"batch": batch, "counted": "paper" if paper else "every predicted token"}
     if batch == 1 and not paper:
         workers.first(lambda: run.add_result(stage, {split: result}))
     return {"run": str(run.path), "stage": stage, "split": split} | result
@@ -124,7 +125,7 @@ def dynamic_evaluate_run(
         evaluation = dynamic_evaluate(
             model, corpus.tokens[split], statistics, settings, what=f"dynamic evaluation: {split}", display=display
         )
-        result[split] = _as_result(evaluation)
+        result[split] = as_result(evaluation)
     if settings.weight_dropout_seed is None:
         with writing(run.path):
             if not has_dynamic_result(run, stage, settings):
@@ -246,7 +247,8 @@ def keep(run: RunFolder, name: str, result: Mapping[str, Any]) -> None:
         write_text(run.path / name, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
-def _as_result(evaluation: Evaluation) -> dict[str, Any]:
+def as_result(evaluation: Evaluation) -> dict[str, Any]:
+    """As it is told and recorded."""
     return {
         "loss_nats": evaluation.loss_nats,
         "perplexity": evaluation.perplexity,

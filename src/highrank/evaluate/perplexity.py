@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from highrank.data.batches import Columns
+from highrank.evaluate.held_out import read_text
 from highrank.functional import MixtureStatistics
 from highrank.heads import MixtureOfSoftmaxes
 from highrank.models import LanguageModel
@@ -77,18 +78,12 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        state = model.initial_state(batch)
         total = torch.zeros((), dtype=torch.float64, device=device)
         components = model.head.num_components if isinstance(model.head, MixtureOfSoftmaxes) else 1
         used = torch.zeros(2 * components + 1, dtype=torch.float64, device=device)
         done = 0
-        for index, part in enumerate(columns.segments(segment)):
-            if workers.owner(index) != workers.rank:
-                state = model.backbone(part.tokens.to(device), state).state
-                continue
-            output = model.backbone(part.tokens.to(device), state)
-            state = output.state
-            statistics = model.head.statistics(output.hidden, part.target.to(device), reduction="none")
+        for part, hidden_TBH in read_text(model, columns, segment, workers):
+            statistics = model.head.statistics(hidden_TBH, part.target.to(device), reduction="none")
             total += statistics.loss.sum(dtype=torch.float64)
             used += _use(statistics)
             done += part.target.numel()

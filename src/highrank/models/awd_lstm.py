@@ -32,7 +32,8 @@ class DropConnectLSTM(nn.Module):
     """One LSTM layer whose hidden-to-hidden matrix loses single weights in training.
 
     The dropped matrix is an explicit argument of the call. Hooks and ``nn.utils.parametrize`` leave the LSTM with a
-    stale copy and freeze the weight without a word (pytorch#65688).
+    stale copy and freeze the weight without a word (pytorch#65688). Under autocast a GPU computes in its dtype, a CPU
+    in that of the sequence; outputs and states have that of the sequence.
     """
 
     def __init__(self, in_features: int, out_features: int, weight_dropout: float) -> None:
@@ -43,12 +44,28 @@ class DropConnectLSTM(nn.Module):
     def forward(self, sequence: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         lstm = self.lstm
         weights = [lstm.weight_ih_l0, self.weight_dropout(lstm.weight_hh_l0), lstm.bias_ih_l0, lstm.bias_hh_l0]
+        device_type = sequence.device.type
+        if not torch.is_autocast_enabled(device_type):
+            return self._layer(sequence, state, weights)
+        # On a CPU PyTorch's LSTM is slower in bfloat16 than in float32 (benchmarks/bench_lstm_precision.py).
+        dtype = sequence.dtype if device_type == "cpu" else torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            hidden, cell = state
+            output, state = self._layer(
+                sequence.to(dtype), (hidden.to(dtype), cell.to(dtype)), [weight.to(dtype) for weight in weights]
+            )
+        hidden, cell = state
+        return output.to(sequence.dtype), (hidden.to(sequence.dtype), cell.to(sequence.dtype))
+
+    def _layer(
+        self, sequence: Tensor, state: tuple[Tensor, Tensor], weights: list[Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         if is_short(sequence):
             output, hidden, cell = short_lstm(sequence, state, *weights)
             return output, (hidden, cell)
         # One plain layer (biases, layers, dropout, train, bidirectional, batch first), by the call beneath nn.LSTM: the
         # module would check and flatten its weights again whenever one of them is replaced.
-        output, hidden, cell = torch.lstm(sequence, state, weights, True, 1, 0.0, lstm.training, False, False)
+        output, hidden, cell = torch.lstm(sequence, state, weights, True, 1, 0.0, self.lstm.training, False, False)
         return output, (hidden, cell)
 
 

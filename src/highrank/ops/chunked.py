@@ -11,7 +11,7 @@ so the gradient of a block is known as soon as its forward is, from the same log
 nothing of size (N, K, V). See docs/mathematics.md for the derivation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -28,6 +28,10 @@ ROW_BYTES = 32
 # Copying the rows that are kept has to cost less than the two products that it makes smaller save.
 COMPACT_BELOW = 0.9
 
+# On a CPU, logits in half precision become probabilities a strip at a time, in the accumulation dtype and in the last
+# cache: only the short numbers travel to memory and back.
+STRIP_BYTES = 4 * 2**20
+
 
 def walk(
     context: Tensor,
@@ -43,6 +47,7 @@ def walk(
     tokens, components, features = context.shape
     dtype = settings.accumulation_dtype
     buffer_RU = _buffer(context, weight, settings)
+    strip_SU = _strip(buffer_RU, components, settings)
     block = len(buffer_RU) // components
     joint_NK = torch.log_softmax(prior_logits.to(dtype), dim=-1)
     grads = Gradients(
@@ -51,38 +56,41 @@ def walk(
         _rows(weight.new_zeros, len(weight), features, dtype) if needs.weight else None,
         weight.new_zeros(len(weight), dtype=dtype) if needs.bias else None,
     )
+    differentiated = token_weight is not None and (needs.context or needs.weight or needs.bias)
 
     for start in range(0, tokens, block):
         part = slice(start, min(start + block, tokens))
         context_RD = context[part].reshape(-1, features)
         target_R1 = target[part].repeat_interleave(components).unsqueeze(1)
-        logits_RU = _logits(context_RD, weight, bias, buffer_RU[: len(context_RD)])
-        log_prob_R = _softmax_in_place(logits_RU, context_RD, weight, bias, target_R1)
-        prob_RV = logits_RU[:, : len(weight)]
-
-        joint_bK = joint_NK[part].add_(log_prob_R.view(-1, components))  # b = tokens in block
+        joint_bK = joint_NK[part]  # b = tokens in block
+        block_RU = _logits(context_RD, weight, bias, buffer_RU[: len(context_RD)])
+        for rows, wide_RU in _strips(block_RU, strip_SU, write=differentiated):
+            log_prob_R = _softmax_in_place(wide_RU, context_RD[rows], weight, bias, target_R1[rows])
+            joint_bK.view(-1)[rows] += log_prob_R
+            if differentiated:
+                # The gradient of the logits is row_weight * (prob - onehot(target)). The target's entry is put in
+                # place, one a row (so no atomic additions, whose order would change bits); row_weight is left to the
+                # small side of each product, which saves a pass over the block.
+                wide_RU.scatter_(1, target_R1[rows], wide_RU.gather(1, target_R1[rows]) - 1)
         if token_weight is None:
             continue
+
         posterior_bK = torch.softmax(joint_bK, dim=1)
         token_weight_b1 = token_weight[part].unsqueeze(1).to(dtype)
         if grads.prior_logits is not None:
             grads.prior_logits[part].sub_(posterior_bK).mul_(token_weight_b1)
-        if grads.context is None and grads.weight is None and grads.bias is None:
+        if not differentiated:
             continue
-
-        # The gradient of the logits is row_weight * (prob - onehot(target)). The target's entry is put in place, one a
-        # row (so no atomic additions, whose order would change bits); row_weight is left to the small side of each
-        # product, which saves a pass over the block.
-        prob_RV.scatter_(1, target_R1, prob_RV.gather(1, target_R1) - 1)
+        grad_RV = block_RU[:, : len(weight)]
         row_weight_R1 = (posterior_bK * token_weight_b1).view(-1, 1)
         grad_context_RD = None if grads.context is None else grads.context[part].view(-1, features)
         kept_R = _kept_rows(posterior_bK, token_weight_b1, settings.min_posterior)
         if kept_R is None:
-            _add_products(prob_RV, row_weight_R1, context_RD, weight, grad_context_RD, grads)
+            _add_products(grad_RV, row_weight_R1, context_RD, weight, grad_context_RD, grads, strip_SU)
         else:
             kept_grad_RD = None if grad_context_RD is None else context.new_empty((len(kept_R), features))
-            prob_RV, row_weight_R1 = _compact(prob_RV, kept_R), row_weight_R1[kept_R]
-            _add_products(prob_RV, row_weight_R1, context_RD[kept_R], weight, kept_grad_RD, grads)
+            grad_RV, row_weight_R1 = _compact(grad_RV, kept_R), row_weight_R1[kept_R]
+            _add_products(grad_RV, row_weight_R1, context_RD[kept_R], weight, kept_grad_RD, grads, strip_SU)
             if grad_context_RD is not None and kept_grad_RD is not None:
                 grad_context_RD.zero_().index_copy_(0, kept_R, kept_grad_RD)
 
@@ -99,20 +107,41 @@ def _rows(new: Callable[..., Tensor], rows: int, columns: int, dtype: torch.dtyp
 def _buffer(context: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     """Room for a block of logits (R, U): R = rows = tokens in block * K, U = V made round."""
     tokens, components, _ = context.shape
-    columns = _rows(weight.new_empty, 0, len(weight), settings.accumulation_dtype).stride(0)
-    block = max(1, settings.block_bytes // (components * columns * settings.accumulation_dtype.itemsize))
-    return weight.new_empty((min(block, max(tokens, 1)) * components, columns), dtype=settings.accumulation_dtype)
+    columns = _rows(weight.new_empty, 0, len(weight), weight.dtype).stride(0)
+    block = max(1, settings.block_bytes // (components * columns * weight.itemsize))
+    return weight.new_empty((min(block, max(tokens, 1)) * components, columns))
+
+
+def _strip(buffer_RU: Tensor, components: int, settings: Settings) -> Tensor | None:
+    """Room for some tokens of a block in the accumulation dtype; None where the block has it."""
+    dtype = settings.accumulation_dtype
+    if buffer_RU.dtype == dtype:
+        return None
+    rows, columns = buffer_RU.shape
+    room = min(STRIP_BYTES, settings.block_bytes) if buffer_RU.device.type == "cpu" else settings.block_bytes
+    rows = min(rows, components * max(1, room // (components * columns * dtype.itemsize)))
+    return buffer_RU.new_empty((rows, columns), dtype=dtype)
+
+
+def _strips(block_RU: Tensor, strip_SU: Tensor | None, *, write: bool) -> Iterator[tuple[slice, Tensor]]:
+    """A block in the dtype of the strip, some rows at a time: which they are, and themselves, to be changed in place;
+    with ``write`` the block has the changes after. Without a strip it is the block itself, at once."""
+    if strip_SU is None:
+        yield slice(0, len(block_RU)), block_RU
+        return
+    for first in range(0, len(block_RU), len(strip_SU)):
+        rows = slice(first, min(first + len(strip_SU), len(block_RU)))
+        wide_SU = strip_SU[: rows.stop - first, : block_RU.shape[1]].copy_(block_RU[rows])
+        yield rows, wide_SU
+        if write:
+            block_RU[rows] = wide_SU
 
 
 def _logits(context_RD: Tensor, weight: Tensor, bias: Tensor | None, out_RU: Tensor) -> Tensor:
     """``out_RU`` filled: -inf where there is no class."""
     out_RV = out_RU[:, : len(weight)]
     out_RU[:, len(weight) :] = -torch.inf
-    if out_RU.dtype != weight.dtype:
-        out_RV.copy_(torch.mm(context_RD, weight.t()))
-        if bias is not None:
-            out_RV.add_(bias)
-    elif bias is None:
+    if bias is None:
         torch.mm(context_RD, weight.t(), out=out_RV)
     else:
         torch.addmm(bias, context_RD, weight.t(), out=out_RV)
@@ -137,10 +166,10 @@ def _softmax_in_place(
     if len(lost_R):
         max_prob_R, best_R = prob_RU.max(dim=1)
         best_R = best_R[lost_R]
-        products_RD = context_RD[lost_R].to(prob_RU.dtype) * weight[best_R].to(prob_RU.dtype)
-        max_R = products_RD.sum(1).to(weight.dtype).to(prob_RU.dtype)  # rounded as the matrix product was
+        max_R = (context_RD[lost_R].to(prob_RU.dtype) * weight[best_R].to(prob_RU.dtype)).sum(1)
         if bias is not None:
             max_R += bias[best_R]
+        max_R = max_R.to(weight.dtype).to(prob_RU.dtype)  # rounded as the matrix product was
         log_prob_R[lost_R] = target_logit_R[lost_R] - max_R + max_prob_R[lost_R].log()
     return log_prob_R
 
@@ -171,19 +200,20 @@ def _add_products(
     weight: Tensor,
     grad_context_RD: Tensor | None,
     grads: Gradients,
+    strip_SU: Tensor | None,
 ) -> None:
     """Write the gradient of the contexts, and add to those of weight and bias, from unweighted rows of the logits'."""
-    low_RV = grad_RV.to(weight.dtype)
     if grad_context_RD is not None:
-        torch.mul(torch.mm(low_RV, weight), row_weight_R1.to(weight.dtype), out=grad_context_RD)
+        torch.mul(torch.mm(grad_RV, weight), row_weight_R1.to(weight.dtype), out=grad_context_RD)
     if grads.weight is not None:
         scaled_RD = (context_RD * row_weight_R1).to(weight.dtype)
-        if grads.weight.dtype == weight.dtype:
-            grads.weight.addmm_(low_RV.t(), scaled_RD)
+        if strip_SU is None:
+            grads.weight.addmm_(grad_RV.t(), scaled_RD)
         else:
-            grads.weight.add_(torch.mm(low_RV.t(), scaled_RD))
+            grads.weight.add_(torch.mm(grad_RV.t(), scaled_RD))
     if grads.bias is not None:
-        grads.bias.add_(torch.mv(grad_RV.t(), row_weight_R1.squeeze(1)))
+        for rows, wide_SV in _strips(grad_RV, strip_SU, write=False):
+            grads.bias.addmv_(wide_SV.t(), row_weight_R1[rows].squeeze(1))
 
 
 def mixture_log_prob(
@@ -193,15 +223,18 @@ def mixture_log_prob(
     tokens, components, features = context.shape
     classes, dtype = weight.shape[0], settings.accumulation_dtype
     buffer_RU = _buffer(context, weight, settings)
+    strip_SU = _strip(buffer_RU, components, settings)
     block = len(buffer_RU) // components
     log_prior_NK = torch.log_softmax(prior_logits.to(dtype), dim=-1)
     log_prob_NV = context.new_empty((tokens, classes), dtype=dtype)
     for start in range(0, tokens, block):
         part = slice(start, min(start + block, tokens))
         context_RD = context[part].reshape(-1, features)
-        logits_RU = _logits(context_RD, weight, bias, buffer_RU[: len(context_RD)])
-        logits_bKV = logits_RU.view(-1, components, logits_RU.shape[1])[..., :classes]
-        # log pi_k - lse_k is one number a row, so the components are joined by one logsumexp over K.
-        shift_bK1 = (log_prior_NK[part] - logits_bKV.logsumexp(dim=2)).unsqueeze(2)
-        log_prob_NV[part] = logits_bKV.add_(shift_bK1).logsumexp(dim=1)
+        block_RU = _logits(context_RD, weight, bias, buffer_RU[: len(context_RD)])
+        for rows, wide_RU in _strips(block_RU, strip_SU, write=False):
+            some = slice(start + rows.start // components, start + rows.stop // components)
+            logits_sKV = wide_RU.view(-1, components, wide_RU.shape[1])[..., :classes]  # s = tokens in strip
+            # log pi_k - lse_k is one number a row, so the components are joined by one logsumexp over K.
+            shift_sK1 = (log_prior_NK[some] - logits_sKV.logsumexp(dim=2)).unsqueeze(2)
+            log_prob_NV[some] = logits_sKV.add_(shift_sK1).logsumexp(dim=1)
     return log_prob_NV

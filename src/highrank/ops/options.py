@@ -22,7 +22,8 @@ class LossOptions:
     """How ``mixture_cross_entropy`` spends memory, sums, and what it may leave out. None takes the default.
 
     block_bytes: size of the largest temporary, one block of logits (tokens_in_block * K, V). A block holds at least one
-        token. Default: 48 MiB on a CPU, 256 MiB elsewhere, or the size of the weight in float32 if that is larger.
+        token. Logits in half precision need a second one, of at most that size (on a CPU 4 MiB). Default: 48 MiB on a
+        CPU, 256 MiB elsewhere, or the size of the weight in float32 if that is larger.
     accumulation_dtype: of log-sum-exps, sums and the weight gradient while it is summed; float32 or float64 and
         no shorter than the inputs'. Default: float32 for half precision, the inputs' own otherwise.
     min_posterior: the posterior filter, which saves products on a CPU. A component whose posterior for a token is below

@@ -3,7 +3,7 @@
 import html
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -22,6 +22,7 @@ from highrank.report.results import STAGE_TITLES, paper_of, result_rows
 from highrank.report.training_figures import MEASURES
 from highrank.runs import to_toml
 from highrank.runs.comparison import differing_settings
+from highrank.runs.listing import tempered_figures
 from highrank.runs.measured import Components, RankFigures
 
 __all__ = ["render", "vegalite_version"]
@@ -150,7 +151,18 @@ def _result_notes(subjects: Sequence[Subject]) -> list[str]:
     tests = {_fact(subject, "corpus", "sha256", "test") for subject in subjects}
     if len(tests) > 1 or len(limits) > 1:
         notes.append("These runs were not all scored on the same text: their perplexities cannot be set side by side.")
-    return notes
+    return notes + [note for subject in subjects for note in _tempered_notes(subject)]
+
+
+def _tempered_notes(subject: Subject) -> Iterator[str]:
+    """What the table leaves out: perplexities at a softmax temperature."""
+    for stage, title in STAGE_TITLES.items():
+        found = tempered_figures(subject.run.results.get(stage, {}))
+        if found is None:
+            continue
+        splits = {"valid": found.valid_perplexity, "test": found.test_perplexity}
+        if said := ", ".join(f"{split} {value:.2f}" for split, value in splits.items() if value is not None):
+            yield f"{subject.label}, {title}, at a softmax temperature of {found.how}: {said}."
 
 
 def _notes(subjects: Sequence[Subject], part: str) -> list[str]:

@@ -51,7 +51,9 @@ class ModelSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Sizes. The output embedding has ``embedding_features``, tied to the input embedding if ``tied``.
 
     ``num_components`` counts the softmaxes (or contexts) of a mixture; the head ``softmax`` ignores it. A softmax over
-    a last layer of another width than the embedding gets the tanh projection of the mixtures."""
+    a last layer of another width than the embedding gets the tanh projection of the mixtures. ``embedding_init``: the
+    paper's embedding begins uniform in +-0.1; "log-counts" gives these vectors norms that follow the logarithms of the
+    words' counts in the training text."""
 
     head: Literal["softmax", "mixture-of-contexts", "mixture-of-softmaxes"] = "mixture-of-softmaxes"
     num_components: Width = 15
@@ -60,6 +62,7 @@ class ModelSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     last_hidden_features: Width = 620
     num_layers: Layers = 3
     tied: bool = True
+    embedding_init: Literal["uniform", "log-counts"] = "uniform"
 
 
 class DropoutSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -84,7 +87,10 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     The paper's recipe is "sgd" at a constant rate with an even average. ``lr`` is the peak of a ``schedule`` over all
     ``epochs``, reached after the share ``warmup`` of them. In the average of the weights those of the k-th update count
     about k^``average_power``: late ones more than early ones above 0. With ``partial_shuffle`` each column begins at
-    another token in every epoch."""
+    another token in every epoch.
+
+    With the ``precision`` "bfloat16" the head's matrix products are of numbers rounded to it (on a GPU those of the
+    recurrence too). Weights and sums stay in float32, and so does all evaluation."""
 
     seed: Seed = 1111
     epochs: Count = 1000
@@ -105,6 +111,7 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     average_from: CountOrZero = 0
     average_power: Annotated[float, Meta(ge=0, le=1000)] = 0.0
     min_posterior: Probability = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
     valid_batch: Count = 10
 
 

@@ -6,7 +6,7 @@ import torch
 
 from highrank.errors import UserError
 
-__all__ = ["choose_device", "describe_device"]
+__all__ = ["choose_device", "describe_device", "multiplies_bfloat16"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -37,3 +37,14 @@ def describe_device(device: torch.device | str, workers: int = 1) -> str:
         f"cuDNN {torch.backends.cudnn.version()}, TF32 in cuDNN {'on' if torch.backends.cudnn.allow_tf32 else 'off'}"
         f"{of_many}"
     )
+
+
+def multiplies_bfloat16(device: torch.device | str) -> bool:
+    """Has it instructions for products of bfloat16 numbers, which make them faster than those of float32 numbers?
+
+    True where that is not known.
+    """
+    if torch.device(device).type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return True
+    found = torch.cpu.get_capabilities()
+    return found.get("architecture") != "x86_64" or bool(found.get("avx512_bf16") or found.get("amx_bf16"))

@@ -14,11 +14,35 @@ from highrank.runs.config import Config, read_whole_config
 from highrank.runs.lock import is_held
 from highrank.runs.records import STAGES, best_model_path, model_size, read_facts, read_metrics, read_results
 
-__all__ = ["DamagedRun", "DynamicFigures", "RunSummary", "StageFigures", "find_runs", "is_run", "summarise"]
+__all__ = [
+    "DamagedRun",
+    "DynamicFigures",
+    "RunSummary",
+    "StageFigures",
+    "TemperedFigures",
+    "find_runs",
+    "is_run",
+    "summarise",
+    "tempered_figures",
+]
 
 DEPTH = 3
 BASIS = ("config.toml", "run.json", "vocabulary.txt")
 CHANGING = ("metrics.jsonl", "log.txt", "results.json", *BASIS)
+
+
+@dataclass(frozen=True)
+class TemperedFigures:
+    """A stage's best model at a softmax ``temperature``, which was tuned on the split ``tuned_on`` (None: given)."""
+
+    temperature: float
+    tuned_on: str | None
+    valid_perplexity: float | None
+    test_perplexity: float | None
+
+    @property
+    def how(self) -> str:
+        return f"{self.temperature:g}" if self.tuned_on is None else f"{self.temperature:g}, tuned on {self.tuned_on}"
 
 
 @dataclass(frozen=True)
@@ -37,6 +61,7 @@ class StageFigures:
     valid_perplexity: float | None
     test_perplexity: float | None
     elapsed_s: float | None
+    tempered: TemperedFigures | None
 
 
 @dataclass(frozen=True)
@@ -150,14 +175,15 @@ def _stage_figures(
     run: Path, stage: str, config: Config, records: Sequence[dict[str, Any]], result: dict[str, Any]
 ) -> StageFigures:
     finished = "valid_perplexity" in result  # it is recorded at the end; evaluations may come earlier
-    valid, test = (_number(result.get(split, {}).get("perplexity")) for split in ("valid", "test"))
+    valid, test = _both_splits(result)
+    tempered = tempered_figures(result)
     if finished:
         valid = valid or _number(result["valid_perplexity"])
     elif records:
         validations = [_number(r.get("perplexity")) for r in records if r["event"] == "validation"]
         valid = min((value for value in validations if value is not None), default=None)
         if min(_times(run, ["results.json"]), default=0) < max(_times(run, [f"{stage}/model.safetensors"]), default=0):
-            test = None  # it was measured on an earlier model
+            test = tempered = None  # they were measured on an earlier model
     last = records[-1] if records else {}
     return StageFigures(
         stage,
@@ -168,17 +194,32 @@ def _stage_figures(
         valid_perplexity=valid,
         test_perplexity=test,
         elapsed_s=_number(result.get("elapsed_s") if finished else last.get("elapsed_s")),
+        tempered=tempered,
     )
+
+
+def tempered_figures(result: dict[str, Any]) -> TemperedFigures | None:
+    """From what results.json has of a stage."""
+    found = result.get("tempered")
+    if found is None or _number(found["temperature"]) is None:
+        return None
+    return TemperedFigures(found["temperature"], found.get("tuned_on"), *_both_splits(found))
 
 
 def _dynamic(result: dict[str, Any] | None) -> DynamicFigures | None:
     if result is None:
         return None
-    valid, test = (_number(result.get(split, {}).get("perplexity")) for split in ("valid", "test"))
+    valid, test = _both_splits(result)
     settings = result.get("settings")
     known = settings.items() if isinstance(settings, dict) else ()
     numbers = {name: value for name, value in known if _number(value) is not None}
     return DynamicFigures(str(result.get("stage")), valid, test, _number(result.get("elapsed_s")), numbers)
+
+
+def _both_splits(result: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Perplexity on validation and test text, None where it was not measured."""
+    valid, test = (_number(result.get(split, {}).get("perplexity")) for split in ("valid", "test"))
+    return valid, test
 
 
 def _number(value: object) -> float | None:

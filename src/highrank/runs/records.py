@@ -37,12 +37,23 @@ class SplitResult(msgspec.Struct):
     perplexity: float | None = None
 
 
+class TemperedResult(msgspec.Struct):
+    """What is read again of a stage evaluated at a temperature."""
+
+    temperature: float
+    tuned_on: str | None = None
+    train: SplitResult = msgspec.field(default_factory=SplitResult)
+    valid: SplitResult = msgspec.field(default_factory=SplitResult)
+    test: SplitResult = msgspec.field(default_factory=SplitResult)
+
+
 class StageResult(msgspec.Struct):
     """What is read again of one stage in results.json."""
 
     train: SplitResult = msgspec.field(default_factory=SplitResult)
     valid: SplitResult = msgspec.field(default_factory=SplitResult)
     test: SplitResult = msgspec.field(default_factory=SplitResult)
+    tempered: TemperedResult | None = None
     valid_perplexity: float | None = None
     updates: int | None = None
     elapsed_s: float = 0.0

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from highrank.data import Corpus
+from highrank.data import Corpus, word_counts
 from highrank.data.batches import SHORTEST_TRAINING_COLUMN, Columns, segment_length
 from highrank.errors import UserError
 from highrank.evaluate import evaluate
@@ -16,8 +16,10 @@ from highrank.files import file_sha256
 from highrank.progress import READ_EVERY_S, SILENT, Display
 from highrank.random import derived_seed
 from highrank.runs import Checkpoint, Config, RunFolder, build_model, describe_device, latest_checkpoint
+from highrank.runs.device import multiplies_bfloat16
 from highrank.runs.tensors import model_tensors, put_model_tensors, read_tensors
 from highrank.train.averaging import averaged_weights, is_stalled
+from highrank.train.embedding_norms import set_norms_from_counts
 from highrank.train.interruption import Interrupted, StopRequest, stop_on_signal
 from highrank.train.recorder import Recorder
 from highrank.train.schedule import rate_share
@@ -113,12 +115,16 @@ def train_stage(
     run.check_corpus(corpus)  # each worker has read its own
     workers.first(lambda: check_workers(config, workers.count))
     workers.first(lambda: run.remove_leftovers(stage))
-    state = _first_state(run, stage, config, device, workers)
+    state = _first_state(run, stage, corpus, device, workers)
     if resume:
         _restore_last(run, stage, state, display, workers)
     first_step = state.position.step + 1
     workers.first(lambda: run.begin_stage(stage))
     workers.first(lambda: run.log(f"{stage}: update {first_step} on, {describe_device(device, workers.count)}"))
+    if config.train.precision == "bfloat16" and not multiplies_bfloat16(device):
+        display.message(
+            "this processor has no instructions for bfloat16: train.precision=float32 is likely to be faster"
+        )
     recorder = Recorder(run, stage, display, workers, first_step=first_step)
     try:
         with stop_on_signal() as stop:
@@ -138,14 +144,17 @@ def train_stage(
 
 
 def _first_state(
-    run: RunFolder, stage: str, config: Config, device: torch.device | str, workers: Workers
+    run: RunFolder, stage: str, corpus: Corpus, device: torch.device | str, workers: Workers
 ) -> StageState:
+    config = run.config
     settings = StageSettings.of(config, stage)
     model = build_model(config, len(run.vocabulary))
     started_from = ""
     if stage == "finetune":
         tensors, started_from = workers.first(lambda: _trained_model(run))
         put_model_tensors(model, tensors, source=run.best_model_path("train"))
+    elif config.model.embedding_init == "log-counts":
+        set_norms_from_counts(model, word_counts(corpus))
     state = StageState(model.to(device), config, started_from=started_from)
     if settings.averaging:
         state.start_averaging()

@@ -49,9 +49,10 @@ def update(
     for index in mine:
         segment = columns.segment(
             state.position.start, length, first=index * config.micro_batch, batch=config.micro_batch
-        )
+        ).to(device)
         seed_dropouts(model, seed, state.position.step, index)
-        output = model(segment.tokens.to(device), segment.target.to(device), state.carried[index])
+        with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
+            output = model(segment.tokens, segment.target, state.carried[index])
         loss = objective(output, train.alpha, train.beta) * share
         if state.gradient_sum is None:
             loss.backward()

@@ -1,0 +1,66 @@
+"""Logits in half precision become probabilities a strip at a time: how many strips there are changes nothing."""
+
+import pytest
+import torch
+
+from highrank.functional import LossOptions, mixture_log_prob
+from highrank.ops import chunked
+from tests.implementations import every_reduction
+from tests.parity import Problem, assert_same, make_problem, solve
+
+OPTIONS = LossOptions(block_bytes=7 * 3 * 64 * 2)  # seven tokens a block, in bfloat16
+
+
+def problem() -> Problem:
+    return make_problem(30, components=3, features=5, classes=50, dtype=torch.bfloat16)
+
+
+def strips_of(tokens: int) -> int:
+    """Bytes of a strip of so many tokens."""
+    return tokens * 3 * 64 * 4
+
+
+def count_strips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows of each strip, from now on."""
+    rows: list[int] = []
+    whole = chunked._softmax_in_place
+
+    def counted(logits_RU: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        rows.append(len(logits_RU))
+        return whole(logits_RU, *others)
+
+    monkeypatch.setattr(chunked, "_softmax_in_place", counted)
+    return rows
+
+
+@every_reduction
+@pytest.mark.parametrize("tokens", [1, 2])  # of three tokens, which is the most that a strip of this block holds
+def test_one_strip_or_many(tokens: int, reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = solve(problem(), "chunked", reduction, options=OPTIONS)
+    monkeypatch.setattr(chunked, "STRIP_BYTES", strips_of(tokens))
+    rows = count_strips(monkeypatch)
+    many = solve(problem(), "chunked", reduction, options=OPTIONS)
+    assert max(rows) == 3 * tokens
+    assert len(rows) > 30 // 7 + 1
+    # The sums of the bias's gradient are added up in another order, in float32, and rounded once.
+    assert_same(many, whole, rtol=0, atol=2**-7)
+    for name in ("context", "prior_logits", "weight"):
+        mine, theirs = many.gradients[name], whole.gradients[name]
+        assert mine is not None
+        assert theirs is not None
+        assert mine.equal(theirs)
+
+
+def test_log_prob_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = problem()
+    arguments = (inputs.context, inputs.prior_logits, inputs.weight)
+    whole = mixture_log_prob(*arguments, bias=inputs.bias, options=OPTIONS)
+    monkeypatch.setattr(chunked, "STRIP_BYTES", strips_of(2))
+    assert mixture_log_prob(*arguments, bias=inputs.bias, options=OPTIONS).equal(whole)
+
+
+def test_float32_needs_no_strip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked, "STRIP_BYTES", 1)
+    rows = count_strips(monkeypatch)
+    solve(problem().to(torch.float32), "chunked", "sum", options=LossOptions(block_bytes=7 * 3 * 56 * 4))
+    assert rows == [21, 21, 21, 21, 6]
