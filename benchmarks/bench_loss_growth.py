@@ -12,7 +12,7 @@ import torch
 from benchmarks.bench_loss_memory import working_bytes
 from benchmarks.bench_loss_speed import forward_and_backward
 from benchmarks.harness import in_turn, save, summary
-from benchmarks.losses import Loss, Size, candidates, make_case
+from benchmarks.losses import Loss, Size, candidates, make_case, size
 
 # Each size in turn is so many times that of the base. A block of the default size holds up to 629 tokens of these
 # problems on a CPU and 3,355 on a GPU: fewer than there are, or the exponents of memory would be those of the first
@@ -52,8 +52,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--size", type=size, metavar="N,K,D,V", help="that the others grow from (default: by device)")
     arguments = parser.parse_args()
-    base = BASE[torch.device(arguments.device).type]
+    base = arguments.size or BASE[torch.device(arguments.device).type]
     found = candidates(base, arguments.device)
     results = {
         name: {axis: grow(name, loss, base, axis, arguments.device, arguments.repeats) for axis in AXES}

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.bench_loss_speed import forward_and_backward
 from benchmarks.harness import memory_of, save
-from benchmarks.losses import CPU_SIZES, GPU_SIZES, Case, Loss, Size, candidates, make_case
+from benchmarks.losses import Case, Loss, Size, add_sizes, candidates, make_case, sizes
 
 
 def working_bytes(loss: Loss, case: Case) -> int:
@@ -50,11 +50,11 @@ def measure(size: Size, dtype: torch.dtype, device: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_sizes(parser)
     arguments = parser.parse_args()
-    sizes = CPU_SIZES if arguments.device == "cpu" else GPU_SIZES
     dtypes = [torch.float32] if arguments.device == "cpu" else [torch.float32, torch.bfloat16]
     results = {}
-    for name, size in sizes.items():
+    for name, size in sizes(parser, arguments.sizes, arguments.device).items():
         for dtype in dtypes:
             result = measure(size, dtype, arguments.device)
             results[f"{name}.{result['dtype']}"] = result

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import in_turn, save, summary
-from benchmarks.losses import CPU_SIZES, GPU_SIZES, Case, Loss, Size, candidates, make_case, products
+from benchmarks.losses import Case, Loss, Size, add_sizes, candidates, make_case, products, sizes
 
 
 def forward_and_backward(loss: Loss, case: Case) -> None:
@@ -90,21 +90,21 @@ def across_dtypes(results: dict[str, Any], name: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--sizes", nargs="*", help="names from benchmarks/losses.py; default: all")
+    add_sizes(parser)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="torch.compile of the textbook too (needs a compiler)")
     arguments = parser.parse_args()
     if arguments.compile and not shutil.which("g++"):
         parser.error("--compile: no g++ found")
 
-    sizes = CPU_SIZES if arguments.device == "cpu" else GPU_SIZES
+    chosen = sizes(parser, arguments.sizes, arguments.device)
     results = {}
-    for name in arguments.sizes or sizes:
+    for name, size in chosen.items():
         for dtype in (torch.float32, torch.bfloat16):
             key = f"{name}.{str(dtype).removeprefix('torch.')}"
-            results[key] = measure(sizes[name], dtype, arguments.device, arguments.repeats, compiled=arguments.compile)
+            results[key] = measure(size, dtype, arguments.device, arguments.repeats, compiled=arguments.compile)
             show(name, results[key])
-    across = {name: ratios for name in sizes if (ratios := across_dtypes(results, name))}
+    across = {name: ratios for name in chosen if (ratios := across_dtypes(results, name))}
     for name, ratios in across.items():
         print(f"\n{name}, ours in bfloat16: {', '.join(f'{x:.2f} times faster than {of}' for of, x in ratios.items())}")
     path = save(

@@ -145,7 +145,7 @@ def main() -> None:
             for precision, how in (("float32", ""), ("bfloat16", ", bfloat16"))
         },
     }
-    path = save(f"{Path(__file__).stem}.{arguments.recipe}.{arguments.device}", result)
+    path = save(f"{Path(__file__).stem}.{Path(arguments.recipe).stem}.{arguments.device}", result)
     for name in workers:
         print(f"{name:32} {times[name]['median_s']:.2f} s a step, peak {peaks[name] / 2**20:,.0f} MiB")
     for name in MIXTURES:

@@ -3,6 +3,8 @@
 A candidate takes a ``Case`` and returns a scalar; the sizes are named after what has them.
 """
 
+import argparse
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,7 +18,18 @@ from benchmarks.textbook import mixture_log_prob
 from highrank import LossOptions, mixture_cross_entropy
 from highrank.ops import IMPLEMENTATIONS, triton
 
-__all__ = ["CPU_SIZES", "GPU_SIZES", "Case", "Size", "candidates", "make_case", "products"]
+__all__ = [
+    "CPU_SIZES",
+    "GPU_SIZES",
+    "Case",
+    "Size",
+    "add_sizes",
+    "candidates",
+    "make_case",
+    "products",
+    "size",
+    "sizes",
+]
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,30 @@ GPU_SIZES = MappingProxyType(
         "llama3": Size(8192, 1, 4096, 128_256),
     }
 )
+
+
+def size(words: str) -> Size:
+    """Of N,K,D,V; an argument's type."""
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*){3}", words):
+        raise argparse.ArgumentTypeError(
+            f"expected tokens,components,features,classes as 840,15,280,10000, got {words!r}"
+        )
+    return Size(*map(int, words.split(",")))
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sizes", nargs="+", default=[], metavar="SIZE", help="penn, wikitext-2, ..., or N,K,D,V (default: all names)"
+    )
+
+
+def sizes(parser: argparse.ArgumentParser, asked_for: list[str], device: str) -> dict[str, Size]:
+    """By name, on that device: those that were asked for, or all that have a name."""
+    named = CPU_SIZES if device == "cpu" else GPU_SIZES
+    try:
+        return {words: named[words] if words in named else size(words) for words in asked_for or named}
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--sizes: {error}, or of {', '.join(named)}")
 
 
 @dataclass

@@ -112,6 +112,12 @@ def test_components_of_a_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert f"3 components, {result['tokens']:,} tokens, {result['loss_nats']:.4f} nats" in printed
     for each in result["components"]:
         assert f"{each['mean_prior']:.3f}  {each['mean_posterior']:9.3f}" in printed
+    telling = max(result["contexts"], key=lambda context: context["information_nats"])
+    assert f'after "{" ".join(telling["text"])}" (then came {telling["target"]})' in printed
+    assert printed.count("likelier words of each") == 3
+    for k, (first, *_) in enumerate(telling["components"]):
+        weights = f"{telling['prior'][k]:.3f}  {telling['posterior'][k]:9.3f}"
+        assert f"{weights}  {first['word']} {first['probability']:.3f}" in printed
     assert "gain over component" in printed
     assert str(control) not in printed
 
@@ -130,4 +136,15 @@ def test_bad_input_is_one_clear_line(runs: Path, tmp_path: Path, capsys: pytest.
     untrained = tmp_path / "untrained"
     shutil.copytree(run, untrained, ignore=shutil.ignore_patterns("train"))
     assert "no trained model yet" in refused(capsys, "rank", runs / "softmax", untrained, "--contexts", 30)
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    (other / "vocabulary.txt").write_text("a\n<eos>\n", encoding="utf-8")
+    assert "is not that of the run" in refused(capsys, "rank", runs / "softmax", other, "--contexts", 30)
     assert not (runs / "softmax" / "rank.json").exists(), "the first was measured before the second was looked at"
+
+
+@pytest.mark.parametrize("contexts", ["0", "-1", "ten", "1.5"])
+def test_a_number_that_is_none_is_named(contexts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["rank", "run", "--contexts", contexts])
+    assert f"--contexts: expected a number of at least 1, got {contexts}" in capsys.readouterr().err

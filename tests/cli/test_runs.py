@@ -136,6 +136,8 @@ def test_orders(runs: Path) -> None:
     assert names("--sort", "name", "--reverse") == ["whole", "deeper/trained", "begun"]
     assert names("--sort", "stage")[-1] == "whole"
     found = listed(runs)
+    by_update = sorted(found, key=lambda name: (found[name]["updates"], -found[name]["age_s"]))
+    assert names("--sort", "update") == by_update
     by_perplexity = sorted(found, key=lambda name: float(found[name]["valid_perplexity"]))
     assert names("--sort", "perplexity") == by_perplexity
     (runs / "begun" / "metrics.jsonl").unlink()  # no perplexity: last, either way

@@ -21,6 +21,7 @@ from highrank.report.figure import Figure
 from highrank.report.history import history_of
 from highrank.report.model_figures import component_figures, spectrum_figures
 from highrank.report.results import result_rows
+from highrank.report.training_figures import training_figures
 from highrank.runs import RunFolder
 from highrank.runs.measured import read_components, read_rank
 from tests.report.conftest import Made
@@ -100,6 +101,22 @@ def test_the_switch_to_averaging_and_the_stages_are_marked(made: Made) -> None:
     assert epochs == sorted(epochs)
 
 
+def test_what_is_marked_has_a_line_of_its_own_and_says_of_which_runs(made: Made) -> None:
+    history = history_of(RunFolder.open(made.runs[0]))
+    runs = {"a": history, "b": history, "c": history_of(RunFolder.open(made.runs[1]))}
+
+    def labels(*names: str) -> dict[str, int]:
+        figure = training_figures({name: runs[name] for name in names})[0]
+        rows = next(rows for rows in figure.specification("paper")["datasets"].values() if "label" in rows[0])
+        return {row["label"]: row["line"] for row in rows}
+
+    assert list(labels("a")) == list(labels("a", "b")) == ["averaged SGD", "fine-tuning"]
+    assert list(labels("a", "c")) == ["averaged SGD (a)", "fine-tuning (a)"]
+    three = labels("a", "b", "c")
+    assert list(three) == ["averaged SGD (2 runs)", "fine-tuning (2 runs)"]
+    assert len(set(three.values())) == 2
+
+
 def test_records_that_were_changed_by_hand_are_left_out(made: Made, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(made.runs[1], copy)
@@ -114,7 +131,9 @@ def test_the_table_has_the_results_that_were_recorded(made: Made) -> None:
     mixture, softmax = result_rows(gather(runs, lambda run: made.corpus, Wanted(passage_words=0)))
     for stage in ("train", "finetune", "dynamic"):
         assert mixture.cells[stage, "test"].perplexity == runs[0].results[stage]["test"]["perplexity"]
-    assert mixture.cells["train", "valid"].so_far, "not evaluated over the whole text"
+    of_training = mixture.cells["train", "valid"]
+    assert of_training.in_training, "not evaluated over the whole text"
+    assert not of_training.so_far, "the stage came to its end"
     assert softmax.cells["finetune", "test"].why_not == "not run"
     best = min((mixture, softmax), key=lambda row: row.cells["train", "test"].perplexity or 0)
     assert best.cells["train", "test"].best
@@ -128,6 +147,32 @@ def test_a_temperature_is_a_note_below_the_table(made: Made) -> None:
     said = f"at a softmax temperature of {found['temperature']:g}, tuned on valid: test "
     assert page.count("at a softmax temperature") == 1
     assert f"soft, trained, {said}{found['test']['perplexity']:.2f}." in page
+
+
+def test_a_stage_that_is_under_way_is_said_to_be(made: Made, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made.runs[1], copy)
+    (copy / "results.json").unlink()
+    (row,) = result_rows(gather([RunFolder.open(copy)], lambda run: made.corpus, Wanted(passage_words=0)))
+    assert row.cells["train", "valid"].so_far
+
+
+@pytest.mark.parametrize("tokens", [0, 300])
+def test_part_of_a_text_is_not_set_beside_the_paper(
+    begun: Callable[..., RunFolder], tmp_path: Path, tokens: int
+) -> None:
+    run = begun(tmp_path / "run", f"data.heldout_tokens={tokens}")
+    facts = json.loads((run.path / "run.json").read_text())
+    facts["corpus"] |= {"name": "penn", "as_published": True}
+    (run.path / "run.json").write_text(json.dumps(facts))
+    write_page(tmp_path / "report.html", gather([RunFolder.open(run.path)], _no_corpus, Wanted()), [], command="")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "22M" in text
+    assert ("these runs a part of it: not to be set side by side" in text) == bool(tokens)
+
+
+def _no_corpus(run: RunFolder) -> Corpus:
+    raise AssertionError("nothing to measure: the text is not needed")
 
 
 def test_different_vocabularies_are_refused(
@@ -154,11 +199,7 @@ def test_a_run_without_a_model_says_so(
     """And one without records has no plots: the page is still whole."""
     monkeypatch.setattr("vl_convert.javascript_bundle", lambda *_: "window.vegaEmbed = null;")
     run = begun(tmp_path / "new")
-
-    def no_corpus(run: RunFolder) -> Corpus:
-        raise AssertionError("nothing to measure: the text is not needed")
-
-    (subject,) = gather([run], no_corpus, Wanted())
+    (subject,) = gather([run], _no_corpus, Wanted())
     assert set(subject.notes) == {"rank", "components", "passage"}
     write_page(tmp_path / "report.html", [subject], [], command="highrank report")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """``highrank components RUN``"""
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from highrank.cli.options import (
 from highrank.cli.output import add_json_option, print_result
 
 __all__ = ["add_parser", "run"]
+
+EXAMPLES = 3  # contexts; all that were found are in components.json
+EXAMPLE_WORDS = 6
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -62,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Components are counted from 1, as in reports; in the JSON from 0."""
     yield (
         f"{result['stage']}, {result['split']}: {result['num_components']} components, {result['tokens']:,} tokens, "
         f"{result['loss_nats']:.4f} nats, perplexity {result['perplexity']:.2f}"
@@ -71,7 +75,7 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     for each in result["components"]:
         words = " ".join(entry["word"] for entry in each["words"][:8])
         yield (
-            f"{each['component']:9}  {each['mean_prior']:5.3f}  {each['mean_posterior']:9.3f}  "
+            f"{each['component'] + 1:9}  {each['mean_prior']:5.3f}  {each['mean_posterior']:9.3f}  "
             f"{each['most_likely']:11.3f}  {each['loss_nats']:11.4f}  {'(dead) ' if each['dead'] else ''}{words}"
         )
     yield ""
@@ -89,18 +93,31 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
         f"Jensen-Shannon divergence of two components, in {divergence['contexts']} contexts (0: the same, "
         f"{divergence['largest_nats']:.3f} nats: nothing in common):"
     )
-    for k, row in enumerate(divergence["mean_nats"]):
+    for k, row in enumerate(divergence["mean_nats"], start=1):
         yield f"{k:9}  " + "  ".join(f"{value:.3f}" for value in row)
     yield f"information of the component about the next word: {divergence['information_nats']:.3f} nats"
+    yield from _context_lines(result["contexts"])
     for name, gain in result["gain"].items():
         if gain is not None:
             yield ""
             yield from _gain_lines(name, gain)
 
 
+def _context_lines(contexts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Some of the contexts in which the component tells most, the telling ones first."""
+    telling = sorted(contexts, key=lambda context: -context["information_nats"])[:EXAMPLES]
+    for context in telling:
+        yield ""
+        text = " ".join(context["text"])
+        yield f'after "{text}" (then came {context["target"]}): prior, posterior and likelier words of each'
+        for k, words in enumerate(context["components"]):
+            listed = ", ".join(f"{entry['word']} {entry['probability']:.3f}" for entry in words[:EXAMPLE_WORDS])
+            yield f"{k + 1:9}  {context['prior'][k]:5.3f}  {context['posterior'][k]:9.3f}  {listed}"
+
+
 def _gain_lines(name: str, gain: Mapping[str, Any]) -> Iterator[str]:
     over = {
-        "best_component": f"component {gain.get('component')}, the best one alone",
+        "best_component": f"component {gain.get('component', 0) + 1}, the best one alone",
         "likeliest_component": "the component of the largest prior in each context",
         "control": f"{gain.get('run')} ({gain.get('head')}, {gain.get('stage')})",
     }[name]

@@ -48,7 +48,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= LAST_PORT:
+    if not (text.isdecimal() and int(text) <= LAST_PORT):
         raise argparse.ArgumentTypeError(f"expected a port from 0 (any free one) to {LAST_PORT}, got {text}")
-    return port
+    return int(text)

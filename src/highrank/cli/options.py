@@ -1,7 +1,9 @@
 """Options that several commands share, and what they stand for."""
 
 import argparse
+import contextlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 __all__ = [
@@ -21,24 +23,22 @@ __all__ = [
 
 
 def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
-    return value
+    return int(_at_least(1, text, int))
 
 
 def not_negative_int(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
-    return value
+    return int(_at_least(0, text, int))
 
 
 def not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
-    return value
+    return _at_least(0, text, float)
+
+
+def _at_least(least: int, text: str, read: Callable[[str], float]) -> float:
+    with contextlib.suppress(ValueError):  # argparse would say the name of a function of ours
+        if least <= (value := read(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"expected a number of at least {least}, got {text}")
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:

@@ -77,13 +77,15 @@ def _rank_runs(arguments: argparse.Namespace) -> int:
     results = []
     with machine(arguments) as where:
         runs = [RunFolder.open(folder) for folder in arguments.folders]
-        for folder in runs:  # refused now, not after the others have been measured
+        corpora = [corpus_of(folder, arguments.data) for folder in runs]
+        for folder, corpus in zip(runs, corpora, strict=True):  # refused now, not after the others have been measured
             folder.load_model(arguments.stage)
-        for folder in runs:
+            folder.check_corpus(corpus)
+        for folder, corpus in zip(runs, corpora, strict=True):
             results.append(
                 rank_run(
                     folder,
-                    corpus_of(folder, arguments.data),
+                    corpus,
                     arguments.split,
                     contexts=arguments.contexts,
                     stage=arguments.stage,

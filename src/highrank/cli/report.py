@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
             for subject in subjects
         ],
     }
-    lines = [f"not in the report: {note}" for notes in missing.values() for note in notes.values()]
+    lines = [f"not in the report: {label}: {note}" for label, notes in missing.items() for note in notes.values()]
     lines += [f"{len(written)} files in {arguments.figures}"] if written else []
     lines += [f"{out}: {size / 2**20:.1f} MiB"]
     print_result(result, lines, as_json=arguments.json)

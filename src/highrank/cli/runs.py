@@ -29,7 +29,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--sort",
         choices=tuple(ORDERS),
         default="age",
-        help="perplexity: of validation, best first; age: last changed first (default: %(default)s)",
+        help="perplexity: of validation, best first; age: last changed first; stage and update: the earliest first "
+        "(default: %(default)s)",
     )
     parser.add_argument("--reverse", action="store_true", help="the other way round")
     add_json_option(parser)
@@ -71,6 +72,7 @@ ORDERS: dict[str, Callable[["RunSummary"], Any]] = {
     "age": lambda summary: -summary.changed,
     "name": lambda summary: str(summary.path),
     "stage": _stage_order,
+    "update": lambda summary: summary.last.updates,
 }
 
 

@@ -61,7 +61,7 @@ def render(subjects: Sequence[Subject], figures: Sequence[Figure], *, date: str,
         duration=_duration,
         rows=rows,
         any_best=any(cell.best for cell in cells),
-        any_so_far=any(cell.so_far for cell in cells),
+        any_in_training=any(cell.in_training for cell in cells),
         result_notes=_result_notes(subjects),
         training=training,
         measures=[(measure, measure) for measure in MEASURES],
@@ -143,10 +143,12 @@ def _subtitle(subjects: Sequence[Subject]) -> str:
 
 def _result_notes(subjects: Sequence[Subject]) -> list[str]:
     notes = []
+    limits = {subject.run.config.data.heldout_tokens for subject in subjects}
     if paper_of(subjects):
         notes.append(f"The paper: {SOURCE}. Its code counts one prediction too few, so its figures are a little low.")
+        if any(limits):
+            notes.append("The paper scored the whole text, these runs a part of it: not to be set side by side.")
     tests = {_fact(subject, "corpus", "sha256", "test") for subject in subjects}
-    limits = {subject.run.config.data.heldout_tokens for subject in subjects}
     if len(tests) > 1 or len(limits) > 1:
         notes.append("These runs were not all scored on the same text: their perplexities cannot be set side by side.")
     return notes + [note for subject in subjects for note in _tempered_notes(subject)]

@@ -12,11 +12,12 @@ STAGE_TITLES = {"train": "trained", "finetune": "fine-tuned", "dynamic": "dynami
 
 
 class Cell(NamedTuple):
-    """A perplexity, or why there is none. ``best`` of its column among the runs; ``so_far``: of a validation in
-    training, in columns, not over the whole text."""
+    """A perplexity, or why there is none. ``best`` of its column among the runs; ``in_training``: of a validation
+    then, in columns, not over the whole text; ``so_far``: of a stage that has not come to its end."""
 
     perplexity: float | None
     why_not: str = ""
+    in_training: bool = False
     so_far: bool = False
     best: bool = False
 
@@ -48,11 +49,11 @@ def result_rows(subjects: Sequence[Subject]) -> list[Row]:
             measured = [
                 cell.perplexity
                 for row in rows
-                if (cell := row.cells[stage, split]).perplexity is not None and not cell.so_far
+                if (cell := row.cells[stage, split]).perplexity is not None and not cell.in_training
             ]
             for row in rows:
                 cell = row.cells[stage, split]
-                if len(measured) > 1 and cell.perplexity == min(measured) and not cell.so_far:
+                if len(measured) > 1 and cell.perplexity == min(measured) and not cell.in_training:
                     row.cells[stage, split] = cell._replace(best=True)
     return rows + [_their_row(published) for published in paper_of(subjects)]
 
@@ -91,7 +92,7 @@ def _our_cell(subject: Subject, result: dict[str, Any], stage: str, split: str) 
         return Cell(float(perplexity))
     best = subject.history.best(stage) if split == "valid" else None
     if best is not None:
-        return Cell(best.perplexity, so_far=True)
+        return Cell(best.perplexity, in_training=True, so_far="epochs" not in result)
     begun = bool(result) or any(point.stage == stage for point in subject.history.points)
     return Cell(None, "not measured" if begun else "not run")
 

@@ -130,26 +130,33 @@ def _chart(
 def _mark_layers(
     marks: Sequence[dict[str, Any]], labels: list[str], field: str, end: float, x: alt.X
 ) -> list[alt.Chart]:
-    """A rule where something begins, with its name at the top: each run has a line of text of its own."""
+    """A rule where something begins; beside it, at the top, what that is: no two of these share a line."""
     if not marks:
         return []
-    named = [
-        {
-            **mark,
-            "label": f"{mark['what']} ({mark['run']})" if len(labels) > 1 else mark["what"],
-            "line": 6 + 13 * labels.index(mark["run"]),
-        }
-        for mark in marks
-    ]
-    data = alt.Chart(rows_of(named, "run", "what", "label", "line", field))
-    rules = data.mark_rule(strokeDash=[3, 3], strokeWidth=1).encode(
-        x=x, color=alt.Color("run:N", scale=run_scale(labels), legend=None), tooltip=["run:N", "what:N"]
+    rules = (
+        alt.Chart(rows_of(marks, "run", "what", field))
+        .mark_rule(strokeDash=[3, 3], strokeWidth=1)
+        .encode(x=x, color=alt.Color("run:N", scale=run_scale(labels), legend=None), tooltip=["run:N", "what:N"])
     )
+    begun_by: dict[tuple[float, str], list[str]] = {}
+    for mark in marks:
+        begun_by.setdefault((mark[field], mark["what"]), []).append(mark["run"])
+    named = [
+        {field: place, "label": f"{what}{_of_runs(runs, labels)}", "line": 6 + 13 * number}
+        for number, ((place, what), runs) in enumerate(sorted(begun_by.items()))
+    ]
+    data = alt.Chart(rows_of(named, "label", "line", field))
     # Beside the rule, on the side where there is room.
     y = alt.Y("line:Q", scale=None, axis=None)
     left = data.transform_filter(f"datum['{field}'] <= {end / 2}").mark_text(align="left", dx=4, fontSize=10)
     right = data.transform_filter(f"datum['{field}'] > {end / 2}").mark_text(align="right", dx=-4, fontSize=10)
     return [rules, left.encode(x=x, y=y, text="label:N"), right.encode(x=x, y=y, text="label:N")]
+
+
+def _of_runs(runs: list[str], labels: list[str]) -> str:
+    if runs == labels:
+        return ""
+    return f" ({runs[0]})" if len(runs) == 1 else f" ({len(runs)} runs)"
 
 
 def _settled_range(values: Iterable[float]) -> list[float]:
