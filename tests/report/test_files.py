@@ -139,6 +139,16 @@ def test_the_table_has_the_results_that_were_recorded(made: Made) -> None:
     assert best.cells["train", "test"].best
 
 
+def test_a_temperature_is_a_note_below_the_table(made: Made) -> None:
+    """In the table itself are figures of one kind."""
+    _, softmax = made.runs
+    found = RunFolder.open(softmax).results["train"]["tempered"]
+    page = made.page.read_text(encoding="utf-8")
+    said = f"at a softmax temperature of {found['temperature']:g}, tuned on valid: test "
+    assert page.count("at a softmax temperature") == 1
+    assert f"soft, trained, {said}{found['test']['perplexity']:.2f}." in page
+
+
 def test_a_stage_that_is_under_way_is_said_to_be(made: Made, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(made.runs[1], copy)
@@ -163,16 +173,6 @@ def test_part_of_a_text_is_not_set_beside_the_paper(
 
 def _no_corpus(run: RunFolder) -> Corpus:
     raise AssertionError("nothing to measure: the text is not needed")
-
-
-def test_a_temperature_is_a_note_below_the_table(made: Made) -> None:
-    """In the table itself are figures of one kind."""
-    _, softmax = made.runs
-    found = RunFolder.open(softmax).results["train"]["tempered"]
-    page = made.page.read_text(encoding="utf-8")
-    said = f"at a softmax temperature of {found['temperature']:g}, tuned on valid: test "
-    assert page.count("at a softmax temperature") == 1
-    assert f"soft, trained, {said}{found['test']['perplexity']:.2f}." in page
 
 
 def test_different_vocabularies_are_refused(
