@@ -40,6 +40,7 @@ MARK = rf"<!-- ({KINDS}):\s+((?:(?!-->).)*?)\s*-->"
 FENCED = re.compile(
     rf"^((?:<!-- (?:{KINDS}):(?:(?!-->).)*-->\n+)*)^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
+OTHER_COMMENTS = ("generated", "figures")
 SHOWN = ("", "text", "json", "toml")
 TRAINING = (["highrank", "train"], ["highrank", "run"])
 
@@ -72,6 +73,8 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
+    unknown = set(re.findall(r"^<!-- ([a-z ]+): ", text, re.MULTILINE)) - {*KINDS.split("|"), *OTHER_COMMENTS}
+    assert not unknown, f"{page.name}: marks that mean nothing: {', '.join(unknown)}"
     found: list[Block] = []
     for match in FENCED.finditer(text):
         marked, language, rest, code = match.groups()

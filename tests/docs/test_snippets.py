@@ -102,6 +102,9 @@ def test_blocks_of_a_page(folder: Path) -> None:
     page.write_text("<!-- slow: it is long -->\n\nWords.\n\n```bash\nls\n```\n", encoding="utf-8")
     with pytest.raises(AssertionError, match="a mark that stands before no block"):
         blocks(page)
+    page.write_text("<!-- not run: it is long -->\n```bash\nls\n```\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="marks that mean nothing: not run"):
+        blocks(page)
     page.write_text("<!-- slow: a -->\n<!-- slow: b -->\n```bash\nls\n```\n", encoding="utf-8")
     with pytest.raises(AssertionError, match="a mark stands twice"):
         blocks(page)
