@@ -1,5 +1,6 @@
 """Public operations on a mixture of softmaxes: check shapes, choose an implementation, return."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 from highrank.ops import LossOptions, choose, chunked
 
 __all__ = ["LossOptions", "MixtureStatistics", "mixture_cross_entropy", "mixture_log_prob", "mixture_statistics"]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class MixtureStatistics(NamedTuple):
@@ -39,14 +42,17 @@ def mixture_cross_entropy(
     Equal to ``nll_loss(logsumexp(log_softmax(prior_logits)[..., None] + log_softmax(context @ weight.T + bias), -2),
     target)``. With K = 1 it is the cross-entropy of a linear layer.
 
-    Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V); target (*), int64.
+    Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V); target (*), int64. Dtypes: float32, float64,
+    bfloat16 or float16, one for all inputs; autocast casts them as it does those of ``linear``.
     Returns a scalar in nats, or (*) for ``reduction="none"``. ``chunked`` and ``triton`` accumulate half precision in
     float32 and return that. The mean is over the tokens that are not ``ignore_index``; as in PyTorch it is NaN if there
     are none.
-    Memory beside inputs and outputs: ``options.block_bytes`` and O(tokens * K); for ``chunked`` in half precision a
-    second block, for ``triton`` a copy of a weight that has a bias or sizes that are not round. For mean and sum the
-    gradients are held from forward to backward, which scales them in place, or a copy if the graph is kept; for none
-    only the inputs are, and backward walks again.
+    Memory beside inputs and gradients: a block of ``options.block_bytes``, copies of its contexts, and O(tokens * K).
+    Where sums have a longer dtype than the inputs (half precision) also the sum of the weight's gradient in it, and for
+    ``chunked`` parts of the block and of that gradient (see ``LossOptions``); for ``triton`` a copy of a weight that
+    has a bias or sizes that are not round. For mean and sum the gradients are held from forward to backward, which
+    scales them in place, or a copy if the graph is kept; for none, and always in float16, whose range a sum of
+    gradients can leave before it is scaled, only the inputs are, and backward walks again.
     Gradients are exact for every reduction (within rounding: see ``LossOptions.min_posterior``); a second derivative
     raises, and so does forward mode (only ``implementation="reference"`` has them).
     Raises ValueError naming the argument, what was expected and what came. A target out of range is looked for on the
@@ -115,7 +121,7 @@ def _loss(
     compute = choose(implementation, context.device)
     target_N = target.reshape(-1)
 
-    with torch.autocast(context.device.type, enabled=False):  # dtypes are settled: sums must not be cast down again
+    with _no_autocast(context.device.type):  # dtypes are settled: sums must not be cast down again
         loss, joint_NK = compute(
             context.reshape(-1, *context.shape[-2:]),
             prior_logits.reshape(-1, prior_logits.shape[-1]),
@@ -148,7 +154,10 @@ def mixture_log_prob(
     A normalised logit vector for each token: temperature, top-k and beam search work on it. Not differentiable (the
     result never requires a gradient): to train, use ``mixture_cross_entropy``.
 
-    Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V). Returns (*, V), in nats.
+    Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V). Returns (*, V), in nats, in the accumulation
+    dtype: float32 for half precision.
+    Memory beside the result: 2 + 2 / K blocks of ``options.block_bytes``, one more in half precision (but on a CPU one
+    in all, and as many strips of 4 MiB), and O(tokens * K).
     Raises ValueError naming the argument, what was expected and what came.
     """
     context, prior_logits, weight, bias = _autocast(context, prior_logits, weight, bias)
@@ -169,10 +178,19 @@ def _autocast(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Under autocast the products run in its dtype, as in ``linear``; gradients come back in the inputs' own."""
     device_type = context.device.type
-    if not torch.is_autocast_enabled(device_type) or context.dtype == torch.float64:
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return context, prior_logits, weight, bias
     dtype = torch.get_autocast_dtype(device_type)
-    return context.to(dtype), prior_logits.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+    def cast(x: Tensor) -> Tensor:
+        return x if x.dtype == torch.float64 or not x.is_floating_point() else x.to(dtype)
+
+    return cast(context), cast(prior_logits), cast(weight), None if bias is None else cast(bias)
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[object]:
+    available = torch.amp.is_autocast_available(device_type)  # not on "meta", where only shapes are computed
+    return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
 def _check(context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -188,13 +206,15 @@ def _check(context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor |
             f"weight: expected shape (classes, {context.shape[-1]}) for context {tuple(context.shape)}, "
             f"got {tuple(weight.shape)}"
         )
-    if weight.shape[0] == 0 or context.shape[-2] == 0:
+    if 0 in (*weight.shape, context.shape[-2]):
         raise ValueError(
-            f"expected at least one class and one component, got weight {tuple(weight.shape)} "
+            f"expected at least one class, one component and one feature, got weight {tuple(weight.shape)} "
             f"and context {tuple(context.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias: expected shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+        raise ValueError(
+            f"bias: expected shape ({weight.shape[0]},) for weight {tuple(weight.shape)}, got {tuple(bias.shape)}"
+        )
     others = {"prior_logits": prior_logits, "weight": weight} | ({} if bias is None else {"bias": bias})
     for name, tensor in others.items():
         if tensor.dtype != context.dtype or tensor.device != context.device:
@@ -202,5 +222,5 @@ def _check(context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor |
                 f"{name}: expected {context.dtype} on {context.device} like context, "
                 f"got {tensor.dtype} on {tensor.device}"
             )
-    if not context.is_floating_point():
-        raise ValueError(f"context: expected a floating-point tensor, got {context.dtype}")
+    if context.dtype not in DTYPES:
+        raise ValueError(f"context: expected float32, float64, bfloat16 or float16, got {context.dtype}")

@@ -31,10 +31,11 @@ BAD_ARGUMENTS = {
     "weight of other features": ({"weight": (7, 6)}, r"weight: expected shape \(classes, 5\) .* got \(7, 6\)"),
     "weight transposed": ({"weight": (5, 7)}, r"weight: expected shape \(classes, 5\) .* got \(5, 7\)"),
     "weight of one dimension": ({"weight": (5,)}, r"weight: expected shape \(classes, 5\) .* got \(5,\)"),
-    "bias of other classes": ({"bias": (6,)}, r"bias: expected shape \(7,\), got \(6,\)"),
-    "bias that would broadcast": ({"bias": (1,)}, r"bias: expected shape \(7,\), got \(1,\)"),
-    "no class": ({"weight": (0, 5), "bias": (0,)}, r"at least one class .* weight \(0, 5\)"),
-    "no component": ({"context": (4, 0, 5), "prior_logits": (4, 0)}, r"one component, got .* context \(4, 0, 5\)"),
+    "bias of other classes": ({"bias": (6,)}, r"bias: expected shape \(7,\) for weight \(7, 5\), got \(6,\)"),
+    "bias that would broadcast": ({"bias": (1,)}, r"bias: expected shape \(7,\) for weight \(7, 5\), got \(1,\)"),
+    "no class": ({"weight": (0, 5), "bias": (0,)}, r"at least one class, .* weight \(0, 5\)"),
+    "no component": ({"context": (4, 0, 5), "prior_logits": (4, 0)}, r"one component .* context \(4, 0, 5\)"),
+    "no feature": ({"context": (4, 3, 0), "weight": (7, 0)}, r"one feature, got weight \(7, 0\)"),
 }
 
 
@@ -84,9 +85,10 @@ def test_a_wrong_device_is_named(implementation: str, name: str) -> None:
 
 
 @every_implementation
-def test_integers_are_refused(implementation: str) -> None:
-    problem = make_problem(4).to(torch.int64)
-    with pytest.raises(ValueError, match=r"context: expected a floating-point tensor, got torch\.int64"):
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_other_dtypes_are_refused(implementation: str, dtype: torch.dtype) -> None:
+    problem = make_problem(4).to(dtype)
+    with pytest.raises(ValueError, match=rf"context: expected float32, .* or float16, got {dtype}"):
         problem.loss(implementation=implementation)
 
 
@@ -102,6 +104,7 @@ def test_a_wrong_choice_is_named() -> None:
     ("arguments", "message"),
     [
         ({"block_bytes": 0}, "block_bytes: expected a positive number of bytes, got 0"),
+        ({"block_bytes": 1e6}, r"block_bytes: expected a positive number of bytes, got 1000000\.0"),
         ({"accumulation_dtype": torch.bfloat16}, "accumulation_dtype: expected float32 or float64, got torch.bfloat16"),
         ({"min_posterior": -0.1}, r"min_posterior: expected a number from 0 to below 1, got -0\.1"),
         ({"min_posterior": 1.0}, r"min_posterior: expected a number from 0 to below 1, got 1\.0"),

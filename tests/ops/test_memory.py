@@ -41,6 +41,33 @@ def test_memory_stays_under_its_formula(implementation: str, reduction: str, dty
     assert used.largest_bytes <= max(options.block_bytes, inputs)
 
 
+def beside_gradients(problem: Problem, implementation: str, options: LossOptions) -> int:
+    """Bytes at the peak of forward and backward that are not gradients."""
+    peak = memory_of(lambda: call(problem, implementation, "mean", options)).peak_bytes
+    return peak - sum(x.numel() * x.element_size() for x in (getattr(problem, name) for name in INPUTS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_memory_of_half_precision(dtype: torch.dtype) -> None:
+    """Beside the block a part of it and a part of the weight's gradient in float32, and the sum of the latter."""
+    problem = make_problem(150, components=3, features=304, classes=3000, dtype=dtype)
+    options = LossOptions(block_bytes=200_000)
+    allowed = options.block_bytes
+    if dtype != torch.float32:
+        allowed += 2 * options.block_bytes + 4 * problem.weight.numel()
+    contexts = options.block_bytes * 304 // 3000  # of a block
+    assert beside_gradients(problem, "chunked", options) <= allowed + 4 * contexts + 8 * 4 * 150 * 3
+
+
+@every_fused
+def test_memory_where_there_are_fewer_classes_than_features(implementation: str) -> None:
+    problem = make_problem(2000, components=2, features=160, classes=16, dtype=torch.float32)
+    options = LossOptions(block_bytes=50_000)
+    contexts = 4 * problem.context.numel()
+    assert contexts > 50 * options.block_bytes
+    assert beside_gradients(problem, implementation, options) <= 4 * options.block_bytes + 16 * 4 * 2000 * 2
+
+
 @every_fused
 @every_reduction
 def test_memory_does_not_grow_with_tokens_times_classes(implementation: str, reduction: str) -> None:

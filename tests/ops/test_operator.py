@@ -123,18 +123,69 @@ def test_activation_checkpointing(reduction: str) -> None:
     assert_equal_gradients(gradients(checkpointed, checkpointed), gradients(plain, plain))
 
 
-# Forward mode ---------------------------------------------------------------------------------------------------------
+# Shapes only ----------------------------------------------------------------------------------------------------------
 
 
-def loss_of_context(reduction: str) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+@every_reduction
+def test_on_the_meta_device_there_are_shapes(reduction: str) -> None:
+    with torch.device("meta"):
+        head = MixtureOfSoftmaxes(10, 23, num_components=3)
+        hidden, target = torch.empty(2, 6, 10), torch.empty(2, 6, dtype=torch.int64)
+    loss = head(hidden, target, reduction=reduction)
+    loss.sum().backward()
+    assert loss.shape == ((2, 6) if reduction == "none" else ())
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in head.parameters())
+    assert head.log_prob(hidden).shape == (2, 6, 23)
+    assert head.statistics(hidden, target).posterior.shape == (2, 6, 3)
+
+
+# Functional transforms ------------------------------------------------------------------------------------------------
+
+
+def loss_of_context(reduction: str, implementation: str = "auto") -> tuple[Callable[[Tensor], Tensor], Tensor]:
     problem = make_problem(5)
 
     def loss(context: Tensor) -> Tensor:
         return mixture_cross_entropy(
-            context, problem.prior_logits, problem.weight, problem.target, bias=problem.bias, reduction=reduction
+            context,
+            problem.prior_logits,
+            problem.weight,
+            problem.target,
+            bias=problem.bias,
+            reduction=reduction,
+            implementation=implementation,
         )
 
     return loss, problem.context
+
+
+@every_reduction
+def test_functional_derivatives_are_refused(reduction: str) -> None:
+    loss, context = loss_of_context(reduction)
+    with pytest.raises(RuntimeError, match=r"no torch\.func derivative; use implementation='reference'"):
+        torch.func.grad(lambda c: loss(c).sum())(context)
+    with pytest.raises(RuntimeError, match=r"no torch\.func derivative"):
+        torch.func.jacrev(loss)(context)
+    reference, _ = loss_of_context(reduction, "reference")
+    assert torch.func.jacrev(reference)(context).shape == (*loss(context).shape, *context.shape)
+    # A transform for which the loss is a constant.
+    factor = torch.tensor(2.0, dtype=torch.float64)
+    assert torch.func.grad(lambda c: loss(context).sum() * c)(factor).equal(loss(context).sum())
+
+
+@every_reduction
+@pytest.mark.filterwarnings("ignore:.*performance drop")  # the second walk runs once for each
+def test_a_batch_of_upstream_gradients(reduction: str) -> None:
+    loss, context = loss_of_context(reduction)
+    context.requires_grad_()
+    upstream = torch.randn(3, *loss(context).shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (batch,) = torch.autograd.grad(loss(context), context, upstream, is_grads_batched=True)
+    for each, gradient in zip(upstream, batch, strict=True):
+        (expected,) = torch.autograd.grad(loss(context), context, each)
+        torch.testing.assert_close(gradient, expected)
+
+
+# Forward mode ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of PyTorch's own decompositions

@@ -106,9 +106,10 @@ def _rows(new: Callable[..., Tensor], rows: int, columns: int, dtype: torch.dtyp
 
 def _buffer(context: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     """Room for a block of logits (R, U): R = rows = tokens in block * K, U = V made round."""
-    tokens, components, _ = context.shape
+    tokens, components, features = context.shape
     columns = _rows(weight.new_empty, 0, len(weight), weight.dtype).stride(0)
-    block = max(1, settings.block_bytes // (components * columns * weight.itemsize))
+    widest = max(columns, features)  # the products have rows of D numbers
+    block = max(1, settings.block_bytes // (components * widest * weight.itemsize))
     return weight.new_empty((min(block, max(tokens, 1)) * components, columns))
 
 
@@ -203,6 +204,7 @@ def _add_products(
     strip_SU: Tensor | None,
 ) -> None:
     """Write the gradient of the contexts, and add to those of weight and bias, from unweighted rows of the logits'."""
+    features = weight.shape[1]
     if grad_context_RD is not None:
         torch.mul(torch.mm(grad_RV, weight), row_weight_R1.to(weight.dtype), out=grad_context_RD)
     if grads.weight is not None:
@@ -210,7 +212,10 @@ def _add_products(
         if strip_SU is None:
             grads.weight.addmm_(grad_RV.t(), scaled_RD)
         else:
-            grads.weight.add_(torch.mm(grad_RV.t(), scaled_RD))
+            product_VD = torch.mm(grad_RV.t(), scaled_RD)
+            step = max(1, strip_SU.numel() // features)  # to add it, PyTorch copies it into the dtype of the sum
+            for first in range(0, len(product_VD), step):
+                grads.weight[first : first + step].add_(product_VD[first : first + step])
     if grads.bias is not None:
         for rows, wide_SV in _strips(grad_RV, strip_SU, write=False):
             grads.bias.addmv_(wide_SV.t(), row_weight_R1[rows].squeeze(1))

@@ -5,7 +5,8 @@ Three operators, because what backward needs is known at different times:
 - ``highrank::mixture_loss_sum``: one upstream gradient for all tokens, so forward computes the gradients in its only
   walk and keeps them (as much memory as the inputs that need one); backward scales them.
 - ``highrank::mixture_losses``: a loss for each token. Their upstream gradients are known in backward only, so forward
-  keeps its inputs and backward walks again: four matrix products instead of three.
+  keeps its inputs and backward walks again: four matrix products instead of three. Also for the sum in float16, whose
+  range an unscaled sum of gradients may leave: before it is rounded it must have been scaled.
 - ``highrank::mixture_gradients``: that second walk.
 
 Each has a fake implementation (shapes only), so that ``torch.compile`` traces through it without a graph break.
@@ -57,13 +58,14 @@ def fused_loss(
     how = (ignore_index, implementation, settings.block_bytes, settings.accumulation_dtype, settings.min_posterior)
     inputs = (context, prior_logits, weight, bias)
     _refuse_forward_mode(inputs)
-    if summed:
+    _refuse_functional_gradient(inputs)
+    if summed and context.dtype != torch.float16:
         # Below autograd an operator cannot know what requires a gradient, and under no_grad nothing does.
         needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
         loss, joint_NK, *_ = torch.ops.highrank.mixture_loss_sum(*inputs, target, *how, needs)
         return loss, joint_NK
     loss_N, joint_NK = torch.ops.highrank.mixture_losses(*inputs, target, *how)
-    return loss_N, joint_NK
+    return loss_N.sum() if summed else loss_N, joint_NK
 
 
 def _walk(
@@ -114,6 +116,15 @@ def _refuse_forward_mode(inputs: Inputs) -> None:
     unseen = torch.compiler.is_compiling() and forward_ad._current_level >= 0
     if unseen or any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in inputs):
         raise RuntimeError("the fused mixture loss has no forward-mode derivative; use implementation='reference'")
+
+
+def _refuse_functional_gradient(inputs: Inputs) -> None:
+    # PyTorch would refuse too, but speak of the inside of an autograd.Function. (A compiler cannot ask this.)
+    functional = not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    if functional and any(
+        x is not None and x.requires_grad and torch._C._functorch.is_gradtrackingtensor(x) for x in inputs
+    ):
+        raise RuntimeError("the fused mixture loss has no torch.func derivative; use implementation='reference'")
 
 
 def _for_inputs(ctx: Any, grads: Any) -> tuple[Tensor | None, ...]:
@@ -171,10 +182,19 @@ def _scale_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tu
     if upstream is None:
         return (None,) * len(ctx.needs_input_grad)
     _refuse_second_derivative()
-    # A tracer's tensors are of another type: what it records must not write into what it saved.
-    if type(upstream) is Tensor and _is_last_backward():  # nobody else has seen these tensors, and nobody will
-        return _for_inputs(ctx, [grad.mul_(upstream.to(grad.dtype)) for grad in ctx.saved_tensors])
-    return _for_inputs(ctx, [grad * upstream.to(grad.dtype) for grad in ctx.saved_tensors])
+    # The factor has no dimension, so the gradients keep their dtype; rounded to half precision it would tilt them all.
+    if _is_plain(upstream) and _is_last_backward():  # nobody else has seen these tensors, and nobody will
+        return _for_inputs(ctx, [grad.mul_(upstream) for grad in ctx.saved_tensors])
+    return _for_inputs(ctx, [grad * upstream for grad in ctx.saved_tensors])
+
+
+def _is_plain(upstream: Tensor) -> bool:
+    """Neither a tracer's tensor (what it records must not write into what it saved) nor, under vmap, a batch of them,
+    for whose products a gradient has no room."""
+    if type(upstream) is not Tensor:
+        return False
+    functorch = torch._C._functorch
+    return not (functorch.is_functorch_wrapped_tensor(upstream) or functorch.is_legacy_batchedtensor(upstream))
 
 
 def _is_last_backward() -> bool:

@@ -21,11 +21,13 @@ DEFAULT_BLOCK_BYTES = MappingProxyType({"cpu": 48 * 2**20, "other": 256 * 2**20}
 class LossOptions:
     """How ``mixture_cross_entropy`` spends memory, sums, and what it may leave out. None takes the default.
 
-    block_bytes: size of the largest temporary, one block of logits (tokens_in_block * K, V). A block holds at least one
-        token. Logits in half precision need a second one, of at most that size (on a CPU 4 MiB). Default: 48 MiB on a
-        CPU, 256 MiB elsewhere, or the size of the weight in float32 if that is larger.
+    block_bytes: size of one block of logits (tokens_in_block * K, V), which the products of as many contexts
+        (tokens_in_block * K, D) stay within too. A block holds at least one token. Default: 48 MiB on a CPU, 256 MiB
+        elsewhere, or the size of the weight in float32 if that is larger.
     accumulation_dtype: of log-sum-exps, sums and the weight gradient while it is summed; float32 or float64 and
-        no shorter than the inputs'. Default: float32 for half precision, the inputs' own otherwise.
+        no shorter than the inputs'. Default: float32 for half precision, the inputs' own otherwise. Where it is longer
+        than the inputs', ``chunked`` has a part of a block, at least one token, and one of the weight's gradient in it
+        as well: each of at most ``block_bytes``, and on a CPU of 4 MiB.
     min_posterior: the posterior filter, which saves products on a CPU. A component whose posterior for a token is below
         this may be left out of the gradients of context, weight and bias (never of the prior's): what a token loses is
         at most 2 * (K - 1) * min_posterior of L1 norm in its logits' gradients, whose norm is up to 2. Tokens of weight
@@ -39,8 +41,8 @@ class LossOptions:
     min_posterior: float | None = None
 
     def __post_init__(self) -> None:
-        if self.block_bytes is not None and self.block_bytes < 1:
-            raise ValueError(f"block_bytes: expected a positive number of bytes, got {self.block_bytes}")
+        if self.block_bytes is not None and not (isinstance(self.block_bytes, int) and self.block_bytes > 0):
+            raise ValueError(f"block_bytes: expected a positive number of bytes, got {self.block_bytes!r}")
         if self.accumulation_dtype not in (None, torch.float32, torch.float64):
             raise ValueError(f"accumulation_dtype: expected float32 or float64, got {self.accumulation_dtype}")
         if self.min_posterior is not None and not 0 <= self.min_posterior < 1:

@@ -67,7 +67,7 @@ def walk(
     classes, dtype = weight.shape[0], settings.accumulation_dtype
     weight_UE = _grown(weight, bias)
     columns, width = weight_UE.shape
-    token_bytes = components * columns * weight.itemsize
+    token_bytes = components * max(columns, width) * weight.itemsize  # the products have rows of E numbers
     block = min(max(1, settings.block_bytes // token_bytes), max(tokens, 1))
     logits_RU = weight.new_empty((block * components, columns))  # R = rows = tokens in block * K
     # Ones beyond D: the first carries the bias, the others meet zeros.
