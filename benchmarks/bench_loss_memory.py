@@ -52,10 +52,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add_sizes(parser)
     arguments = parser.parse_args()
-    dtypes = [torch.float32] if arguments.device == "cpu" else [torch.float32, torch.bfloat16]
     results = {}
     for name, size in sizes(parser, arguments.sizes, arguments.device).items():
-        for dtype in dtypes:
+        for dtype in (torch.float32, torch.bfloat16):
             result = measure(size, dtype, arguments.device)
             results[f"{name}.{result['dtype']}"] = result
             mib = 2**20

@@ -71,6 +71,11 @@ class Trial:
         self.seconds.append(time.perf_counter() - began)
         self.state.position.add_step(done.steps, done.steps * train.batch)
 
+    @property
+    def at_end(self) -> bool:
+        """Of the text; as in training, without a last segment of one prediction."""
+        return self.state.position.start >= self.columns.length - 2
+
     def result(self, heldout_tokens: int) -> dict[str, float]:
         heldout = self.corpus.tokens["valid"][: heldout_tokens + 1]
         return {
@@ -80,7 +85,22 @@ class Trial:
         }
 
 
-def measure(run: RunFolder, data: str | None, updates: int, heldout_tokens: int) -> dict[str, Any]:
+def train_on(trials: list[Trial], updates: int | None) -> int:
+    """To the end of the text, or so many updates; returns their number. In turn, so that a busy minute hits all."""
+    done = 0
+    while done != updates and not trials[0].at_end:
+        for trial in trials:
+            trial.step()
+        done += 1
+        if done % 500 == 0:
+            print(f"  {done} updates", flush=True)
+    return done
+
+
+def measure(
+    run: RunFolder, data: str | None, thresholds: list[float], updates: int | None, heldout_tokens: int
+) -> dict[str, Any]:
+    """``updates`` None: an epoch."""
     config = run.config
     corpus = load_corpus(find_corpus(config.data.corpus, data))
     model = run.load_model("train")
@@ -91,39 +111,54 @@ def measure(run: RunFolder, data: str | None, updates: int, heldout_tokens: int)
     for decade, share in found["share_below"].items():
         print(f"  posteriors below {decade:5} {100 * share:5.1f}%")
 
-    trials = {threshold: Trial(run, corpus, threshold) for threshold in THRESHOLDS}
-    for _ in range(updates):  # in turn, so that a busy minute hits all
-        for trial in trials.values():
-            trial.step()
+    trials = {threshold: Trial(run, corpus, threshold) for threshold in thresholds}
+    done = train_on(list(trials.values()), updates)
+    epoch = trials[0.0].at_end
     results = {str(threshold): trial.result(heldout_tokens) for threshold, trial in trials.items()}
     all_rows = results["0.0"]
     for threshold, result in results.items():
         result["times_faster"] = all_rows["median_s"] / result["median_s"]
         print(
             f"  min_posterior {threshold:7} {1000 * result['median_s']:7.1f} ms a step, "
-            f"{result['times_faster']:.2f} x; nats after {updates} updates: "
+            f"{result['times_faster']:.2f} x; nats after {done} updates: "
             f"train {result['train_loss_nats']:.5f}, valid {result['valid_loss_nats']:.5f}"
         )
     return {
         "model": {name: getattr(config.model, name) for name in config.model.__struct_fields__},
         "valid_loss_nats_before": before.loss_nats,
         "posteriors": found,
-        "updates": updates,
+        "updates": done,
+        "whole_epoch": epoch,
         "by_min_posterior": results,
     }
+
+
+def number_of_updates(text: str) -> int | None:
+    return None if text == "epoch" else int(text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--data", help="the folder of the corpus")
-    parser.add_argument("--updates", type=int, default=300)
+    parser.add_argument(
+        "--updates", type=number_of_updates, default=300, metavar="N|epoch", help="train on for so many (default: 300)"
+    )
+    parser.add_argument(
+        "--thresholds",
+        type=float,
+        nargs="+",
+        choices=THRESHOLDS,
+        default=THRESHOLDS,
+        help="the values of min_posterior; 0, which all are compared with, is always among them",
+    )
     parser.add_argument("--heldout-tokens", type=int, default=20_000)
     arguments = parser.parse_args()
+    thresholds = sorted({0.0, *arguments.thresholds})
     results = {}
     for path in arguments.runs:
         run = RunFolder.open(path)
-        results[path.name] = measure(run, arguments.data, arguments.updates, arguments.heldout_tokens)
+        results[path.name] = measure(run, arguments.data, thresholds, arguments.updates, arguments.heldout_tokens)
     print(f"\n-> {save(Path(__file__).stem, {'results': results})}")
 
 

@@ -38,11 +38,12 @@ def where(found: dict[str, Any]) -> str:
 def speed(device: str, found: dict[str, Any]) -> list[str]:
     lines = [f"## Time on a {DEVICES[device]}", "", f"Forward and backward. {where(found)}.", ""]
     for name, result in found["results"].items():
-        size = result["size"]
+        size, rates = result["size"], result["operations_per_s"]
         lines += [
             f"**{name.partition('.')[0]}**, {result['dtype']}: N = {size['tokens']:,}, K = {size['components']}, "
             f"D = {size['features']}, V = {size['classes']:,}. {result['fastest_of_ours']} runs at "
-            f"{100 * result['share_of_large_product']:.0f}% of the rate of the machine's large product.",
+            f"{100 * result['share_of_large_product']:.0f}% of the rate of the machine's large product, at which the "
+            f"three products would take {1000 * result['operations'] / rates['large product']:,.0f} ms.",
             "",
         ]
         rows = []
@@ -53,12 +54,21 @@ def speed(device: str, found: dict[str, Any]) -> list[str]:
                     candidate,
                     f"{1000 * times['median_s']:,.1f}",
                     f"{1000 * times['p20_s']:,.1f} - {1000 * times['p80_s']:,.1f}",
-                    f"{result['operations_per_s'][candidate] / 1e9:,.0f}",
+                    f"{rates[candidate] / 1e9:,.0f}",
                     "" if faster is None else f"{faster:.2f}",
                 ]
             )
         rows += [[candidate, why, "", "", ""] for candidate, why in result["failed"].items()]
         lines += table(["", "ms", "p20 - p80", "GFLOP/s", "time / ours"], rows)
+    across = found["bfloat16_times_faster"]
+    if across:
+        others = list(dict.fromkeys(other for ratios in across.values() for other in ratios))
+        cells = [
+            [name, *(f"{ratios[other]:.2f}" if other in ratios else "" for other in others)]
+            for name, ratios in across.items()
+        ]
+        lines += ["**highrank in bfloat16** is so many times faster than", ""]
+        lines += table(["", *others], cells)
     return lines
 
 
@@ -159,10 +169,13 @@ def posterior_filter(found: dict[str, Any]) -> list[str]:
         f"whole training step, of which the head is a part. {where(found)}.",
         "",
     ]
+    if not all(result.get("whole_epoch") for result in found["results"].values()):
+        lines += ["What the filter changes over a whole epoch (`--updates epoch`) has not been measured yet.", ""]
     histograms: list[dict[str, Any]] = []
     for result in found["results"].values():
         components = result["model"]["num_components"]
         shares = result["posteriors"]["share_below"]
+        epoch = "an epoch of " if result.get("whole_epoch") else ""
         ranked = ", ".join(f"{x:.3f}" for x in result["posteriors"]["mean_of_sorted"][:5])
         lines += [
             f"**K = {components}**, perplexity {math.exp(result['valid_loss_nats_before']):.0f} on held-out text. "
@@ -175,7 +188,7 @@ def posterior_filter(found: dict[str, Any]) -> list[str]:
                     "ms a step",
                     "times faster",
                     "training loss",
-                    f"valid loss after {result['updates']} updates",
+                    f"valid loss after {epoch}{result['updates']:,} updates",
                 ],
                 [
                     [

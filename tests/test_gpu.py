@@ -31,20 +31,23 @@ RECIPE = Path(__file__).parent / "train" / "tiny.toml"
 NO_TRITON = triton.cannot_run(torch.device("cuda")) if torch.cuda.is_available() else "no GPU"
 compiled = pytest.mark.skipif(NO_TRITON is not None, reason=f"triton: {NO_TRITON}")
 
+every_fused = pytest.mark.parametrize("implementation", ["chunked", pytest.param("triton", marks=compiled)])
+
 # WikiText-2's sizes, and those of a large model.
 LARGE = (Size(20, 15, 300, 33_278, 1.0), Size(20, 1, 512, 128_256, 1.0))
 
 
+@every_fused
 @pytest.mark.parametrize("components", [1, 3, 15])
-def test_the_loss_and_its_gradients_are_those_of_the_cpu(components: int) -> None:
+def test_the_loss_and_its_gradients_are_those_of_the_cpu(components: int, implementation: str) -> None:
     generator = torch.Generator().manual_seed(components)
     shapes = ((37, components, 20), (37, components), (501, 20), (501,))
     inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     target = torch.randint(501, (37,), generator=generator)
     results = []
-    for device in ("cpu", "cuda"):
+    for device, name in (("cpu", "chunked"), ("cuda", implementation)):
         context, prior_logits, weight, bias = (t.to(device).requires_grad_() for t in inputs)
-        loss = mixture_cross_entropy(context, prior_logits, weight, target.to(device), bias=bias)
+        loss = mixture_cross_entropy(context, prior_logits, weight, target.to(device), bias=bias, implementation=name)
         (loss * 1.7).backward()
         results.append([loss, context.grad, prior_logits.grad, weight.grad, bias.grad])
     for on_cpu, on_gpu in zip(*results, strict=True):
@@ -52,16 +55,16 @@ def test_the_loss_and_its_gradients_are_those_of_the_cpu(components: int) -> Non
         torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-10, atol=1e-12)
 
 
-@compiled
+@every_fused
 @every_reduction
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("block_bytes", [None, 100_000])
 @pytest.mark.parametrize("size", [*SIZES, *LARGE], ids=str)
-def test_the_kernels_are_no_worse_than_naive(
-    reduction: str, dtype: torch.dtype, block_bytes: int | None, size: Size
+def test_no_worse_than_naive(
+    implementation: str, reduction: str, dtype: torch.dtype, block_bytes: int | None, size: Size
 ) -> None:
     problem = size.problem(dtype).on("cuda")
-    assert_no_worse_than_naive(problem, "triton", reduction, LossOptions(block_bytes=block_bytes))
+    assert_no_worse_than_naive(problem, implementation, reduction, LossOptions(block_bytes=block_bytes))
 
 
 @compiled
@@ -92,11 +95,11 @@ def test_the_kernels_compile_without_a_graph_break(reduction: str) -> None:
     torch.testing.assert_close(found[1], found[0])
 
 
-@compiled
-def test_a_target_out_of_range_makes_its_loss_nan() -> None:
+@every_fused
+def test_a_target_out_of_range_makes_its_loss_nan(implementation: str) -> None:
     problem = make_problem(6).on("cuda")
     problem.target[[1, 4]] = torch.tensor([7, -1], device="cuda")
-    loss = problem.loss(implementation="triton", reduction="none")
+    loss = problem.loss(implementation=implementation, reduction="none")
     assert loss.isnan().tolist() == [False, True, False, False, True, False]
 
 

@@ -54,7 +54,7 @@ def mixture_cross_entropy(
     scales them in place, or a copy if the graph is kept; for none, and always in float16, whose range a sum of
     gradients can leave before it is scaled, only the inputs are, and backward walks again.
     Gradients are exact for every reduction (within rounding: see ``LossOptions.min_posterior``); a second derivative
-    raises, and so does forward mode (only ``implementation="reference"`` has them).
+    raises, and so do forward mode and ``torch.func`` (only ``implementation="reference"`` has them).
     Raises ValueError naming the argument, what was expected and what came. A target out of range is looked for on the
     CPU only; elsewhere the fused implementations make its loss NaN.
     Source: Yang et al. 2018, section 2.2 (arXiv 1711.03953).

@@ -1,11 +1,16 @@
 """The parity protocol: what requires a gradient, backward again and a second time, and any layout in memory."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.harness import memory_of
-from highrank.functional import mixture_cross_entropy
+from highrank.functional import LossOptions, mixture_cross_entropy
+from highrank.ops import chunked
+from highrank.ops.walk import Needs
 from tests.implementations import block_of, every_fused, every_implementation, every_reduction
 from tests.parity import INPUTS, REDUCTIONS, assert_same, make_problem, solve, subsets
 
@@ -21,6 +26,28 @@ def test_every_subset_of_gradients(implementation: str, reduction: str, bias: bo
         ours = solve(problem, implementation, reduction, needs=needs, options=block_of(3, problem))
         assert {name for name, gradient in ours.gradients.items() if gradient is not None} == set(needs)
         assert_same(ours, solve(problem, "reference", reduction, needs=needs))
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ in ("mm", "addmm", "addmm_")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("needs", subsets(INPUTS), ids=str)
+def test_a_gradient_that_is_not_asked_for_costs_no_product(needs: tuple[str, ...], dtype: torch.dtype) -> None:
+    problem = make_problem(8, dtype=dtype)
+    inputs = (problem.context, problem.prior_logits, problem.weight, problem.bias)
+    token_weight = torch.ones(8) if needs else None
+    settings = LossOptions().settings(problem.context, problem.weight)
+    with Products() as products:  # of one block
+        chunked.walk(*inputs, problem.target, token_weight, Needs(*(name in needs for name in INPUTS)), settings)
+    assert products.count == 1 + ("context" in needs) + ("weight" in needs)
 
 
 @every_implementation

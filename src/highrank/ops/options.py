@@ -24,10 +24,11 @@ class LossOptions:
     block_bytes: size of one block of logits (tokens_in_block * K, V), which the products of as many contexts
         (tokens_in_block * K, D) stay within too. A block holds at least one token. Default: 48 MiB on a CPU, 256 MiB
         elsewhere, or the size of the weight in float32 if that is larger.
-    accumulation_dtype: of log-sum-exps, sums and the weight gradient while it is summed; float32 or float64 and
-        no shorter than the inputs'. Default: float32 for half precision, the inputs' own otherwise. Where it is longer
-        than the inputs', ``chunked`` has a part of a block, at least one token, and one of the weight's gradient in it
-        as well: each of at most ``block_bytes``, and on a CPU of 4 MiB.
+    accumulation_dtype: of log-sum-exps, sums and the weight gradient while it is summed (of the blocks' products, which
+        ``chunked`` has in the inputs' dtype); float32 or float64 and no shorter than the inputs'. Default: float32 for
+        half precision, the inputs' own otherwise. Where it is longer than the inputs', ``chunked`` has a part of a
+        block in it as well, at least one token, and a part of the weight's gradient: each of at most ``block_bytes``,
+        and on a CPU of 4 MiB.
     min_posterior: the posterior filter, which saves products on a CPU. A component whose posterior for a token is below
         this may be left out of the gradients of context, weight and bias (never of the prior's): what a token loses is
         at most 2 * (K - 1) * min_posterior of L1 norm in its logits' gradients, whose norm is up to 2. Tokens of weight

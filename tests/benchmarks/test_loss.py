@@ -1,0 +1,97 @@
+"""The loss's benchmarks at sizes that take seconds, and the page that is written from their results."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import bench_loss_memory, bench_loss_speed, bench_posterior_filter, harness, report_loss
+from benchmarks.losses import Size
+from highrank.data import load_corpus
+from tests.untrained import make_run
+
+SIZES = {"penn": Size(6, 3, 5, 40), "one-softmax": Size(9, 1, 5, 40)}
+
+
+@pytest.fixture(autouse=True)
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Results and the page of this test alone."""
+    for module in (harness, report_loss):
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(report_loss, "DOCS", tmp_path)
+    page = tmp_path / "loss.md"
+    page.write_text(f"before\n{report_loss.BEGIN}old\n{report_loss.END}\nafter\n", encoding="utf-8")
+    return page
+
+
+def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
+    """What ``python -m`` leaves."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
+    module.main()
+    name = module.__name__.removeprefix("benchmarks.")
+    [path] = harness.RESULTS.glob(f"{name}*.json")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def small_product(device: str, dtype: torch.dtype, rows: int) -> Callable[[], object]:
+    return LARGE_PRODUCT(device, dtype, 64)
+
+
+LARGE_PRODUCT = bench_loss_speed.large_product
+
+
+def test_both_dtypes_are_measured_and_shown(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (bench_loss_speed, bench_loss_memory):
+        monkeypatch.setattr(module, "CPU_SIZES", SIZES)
+    monkeypatch.setattr(bench_loss_speed, "large_product", small_product)
+    speed = run(bench_loss_speed, monkeypatch, "--device", "cpu", "--repeats", "3")
+    memory = run(bench_loss_memory, monkeypatch, "--device", "cpu")
+    keys = [f"{name}.{dtype}" for name in SIZES for dtype in ("float32", "bfloat16")]
+    assert list(speed["results"]) == list(memory["results"]) == keys
+
+    report_loss.main()
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    for name, dtype in (key.split(".") for key in keys):
+        result = speed["results"][f"{name}.{dtype}"]
+        ours = result["times"]["highrank chunked"]["median_s"]
+        [part] = [part for part in text.split("\n**") if part.startswith(f"{name}**, {dtype}: N = ")]
+        assert f"| highrank chunked | {1000 * ours:,.1f} |" in part
+        assert f"| {result['times_faster']['textbook']:.2f} |" in part
+    [across] = [part for part in text.split("\n**") if part.startswith("highrank in bfloat16** ")]
+    for name in SIZES:
+        textbook = speed["results"][f"{name}.float32"]["times"]["textbook"]["median_s"]
+        ours = speed["results"][f"{name}.bfloat16"]["times"]["highrank chunked"]["median_s"]
+        assert f"| {name} | {textbook / ours:.2f} |" in across
+    assert "Speed on a GPU: not measured yet." in text
+
+
+def test_the_filter_over_an_epoch(
+    page: Path, small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = load_corpus(small_text)
+    folder = make_run(tmp_path / "k3", corpus).path
+    common = (str(folder), "--data", str(small_text), "--heldout-tokens", "200", "--thresholds", "1e-3")
+    short = run(bench_posterior_filter, monkeypatch, *common, "--updates", "2")["results"]["k3"]
+    assert short["updates"] == 2
+    assert not short["whole_epoch"]
+    report_loss.main()
+    assert "over a whole epoch (`--updates epoch`) has not been measured" in page.read_text(encoding="utf-8")
+
+    whole = run(bench_posterior_filter, monkeypatch, *common, "--updates", "epoch")["results"]["k3"]
+    assert list(whole["by_min_posterior"]) == ["0.0", "0.001"]
+    assert whole["whole_epoch"]
+    config = make_run(tmp_path / "again", corpus).config.train
+    columns = len(corpus.tokens["train"]) // config.batch
+    assert whole["updates"] == -(-(columns - 2) // config.bptt)
+    report_loss.main()
+    text = page.read_text(encoding="utf-8")
+    assert "has not been measured yet" not in text.partition("posterior filter")[2]
+    assert f"valid loss after an epoch of {whole['updates']:,} updates" in text
