@@ -11,6 +11,7 @@ so the gradient of a block is known as soon as its forward is, from the same log
 nothing of size (N, K, V). See docs/mathematics.md for the derivation.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from highrank.ops.walk import Gradients, Needs, Settings, round_up
 
-__all__ = ["mixture_log_prob", "walk"]
+__all__ = ["logits_buffer", "mixture_log_prob", "softmax_rows", "subtract_targets", "walk"]
 
 # Rows that begin on a vector's boundary: a ragged V or D costs a matrix product on a CPU much of its speed, by the
 # strides alone. At WikiText-2's (V = 33,278, D = 300) the bare products on plain tensors take longer than the whole
@@ -56,9 +57,7 @@ def walk(
         part = slice(start, min(start + block, tokens))
         context_RD = context[part].reshape(-1, features)
         target_R1 = target[part].repeat_interleave(components).unsqueeze(1)
-        logits_RU = _logits(context_RD, weight, bias, buffer_RU[: len(context_RD)])
-        log_prob_R = _softmax_in_place(logits_RU, context_RD, weight, bias, target_R1)
-        prob_RV = logits_RU[:, : len(weight)]
+        prob_RV, log_prob_R = softmax_rows(context_RD, weight, bias, target_R1, buffer_RU[: len(context_RD)])
 
         joint_bK = joint_NK[part].add_(log_prob_R.view(-1, components))  # b = tokens in block
         if token_weight is None:
@@ -70,10 +69,9 @@ def walk(
         if grads.context is None and grads.weight is None and grads.bias is None:
             continue
 
-        # The gradient of the logits is row_weight * (prob - onehot(target)). The target's entry is put in place, one a
-        # row (so no atomic additions, whose order would change bits); row_weight is left to the small side of each
-        # product, which saves a pass over the block.
-        prob_RV.scatter_(1, target_R1, prob_RV.gather(1, target_R1) - 1)
+        # The gradient of the logits is row_weight * (prob - onehot(target)). row_weight is left to the small side of
+        # each product, which saves a pass over the block.
+        subtract_targets(prob_RV, target_R1)
         row_weight_R1 = (posterior_bK * token_weight_b1).view(-1, 1)
         grad_context_RD = None if grads.context is None else grads.context[part].view(-1, features)
         kept_R = _kept_rows(posterior_bK, token_weight_b1, settings.min_posterior)
@@ -96,12 +94,33 @@ def _rows(new: Callable[..., Tensor], rows: int, columns: int, dtype: torch.dtyp
     return new((rows, round_up(columns, ROW_BYTES // dtype.itemsize)), dtype=dtype)[:, :columns]
 
 
+def logits_buffer(rows: int, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for rows of logits (R, U): U = V made round."""
+    columns = _rows(weight.new_empty, 0, len(weight), dtype).stride(0)
+    return weight.new_empty((rows, columns), dtype=dtype)
+
+
 def _buffer(context: Tensor, weight: Tensor, settings: Settings) -> Tensor:
-    """Room for a block of logits (R, U): R = rows = tokens in block * K, U = V made round."""
+    """Room for a block of logits: R = rows = tokens in block * K."""
     tokens, components, _ = context.shape
-    columns = _rows(weight.new_empty, 0, len(weight), settings.accumulation_dtype).stride(0)
-    block = max(1, settings.block_bytes // (components * columns * settings.accumulation_dtype.itemsize))
-    return weight.new_empty((min(block, max(tokens, 1)) * components, columns), dtype=settings.accumulation_dtype)
+    dtype = settings.accumulation_dtype
+    row_bytes = logits_buffer(0, weight, dtype).stride(0) * dtype.itemsize
+    block = max(1, settings.block_bytes // (components * row_bytes))
+    return logits_buffer(min(block, max(tokens, 1)) * components, weight, dtype)
+
+
+def softmax_rows(
+    context_RD: Tensor, weight: Tensor, bias: Tensor | None, target_R1: Tensor, out_RU: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The probabilities (R, V) of all classes, in ``out_RU``, and the log-probability (R) of each row's target."""
+    logits_RU = _logits(context_RD, weight, bias, out_RU)
+    log_prob_R = _softmax_in_place(logits_RU, context_RD, weight, bias, target_R1)
+    return logits_RU[:, : len(weight)], log_prob_R
+
+
+def subtract_targets(prob_RV: Tensor, target_R1: Tensor) -> None:
+    """prob - onehot(target), in place: one entry a row, so no atomic additions, whose order would change bits."""
+    prob_RV.scatter_(1, target_R1, prob_RV.gather(1, target_R1) - 1)
 
 
 def _logits(context_RD: Tensor, weight: Tensor, bias: Tensor | None, out_RU: Tensor) -> Tensor:
@@ -133,7 +152,7 @@ def _softmax_in_place(
     # A probability that has left the range of normal numbers has lost its digits. The logits are gone, but those of the
     # likeliest class can be had again for one dot product a row: lse = logit - log(prob).
     limits = torch.finfo(prob_RU.dtype)
-    lost_R = (log_prob_R < torch.tensor(limits.tiny / limits.eps, dtype=torch.float64).log()).nonzero().squeeze(1)
+    lost_R = (log_prob_R < math.log(limits.tiny / limits.eps)).nonzero().squeeze(1)
     if len(lost_R):
         max_prob_R, best_R = prob_RU.max(dim=1)
         best_R = best_R[lost_R]
