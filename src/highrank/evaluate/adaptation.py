@@ -17,7 +17,10 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from highrank.evaluate.moves import RMSMoves
 from highrank.models import LanguageModel, State, detached, seed_dropouts, without_dropout
+from highrank.models.short_lstm import is_short
+from highrank.models.short_segment import ShortSegments
 
 __all__ = ["Adaptation", "DynamicSettings", "GradientStatistics"]
 
@@ -60,52 +63,54 @@ class Adaptation:
         self.settings = settings
         self.state: State = model.initial_state(1)
         self._steps = 0
-        self._parameters: list[Tensor] = list(named.values())
-        self._trained = [parameter.detach().clone() for parameter in self._parameters]
-        self._decays, rates = _decays_and_rates([rms[name] for name in named], settings)
-        self._embedding = model.backbone.embedding
-        rate_of = dict(zip(self._parameters, rates, strict=True))
-        self._embedding_rates = rate_of[self._embedding]
-        # All that the loss of embedded tokens depends on; the embedding only if it is the output embedding too.
-        tied = model.head.weight is self._embedding
-        self._learning = [parameter for parameter in self._parameters if tied or parameter is not self._embedding]
-        self._learning_rates = [rate_of[parameter] for parameter in self._learning]
+        decays, rates = _decays_and_rates([rms[name] for name in named], settings)
+        self._moves = RMSMoves(list(named.values()), decays, rates)
+        self._short = ShortSegments(model)
         self._inside = ExitStack()
 
     def __enter__(self) -> Self:
         keep = self.settings.weight_dropout_seed is not None
         self._inside.enter_context(without_dropout(self.model, keep_weight_dropout=keep))
+        self._moves.begin()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._inside.close()
-        with torch.no_grad():
-            torch._foreach_copy_(self._parameters, self._trained)
+        self._moves.end()
 
     def step(self, tokens: Tensor, target: Tensor) -> Tensor:
         """Mean loss in nats of ``target`` (T, 1) after ``tokens`` (T, 1), by the weights before the step."""
         if self.settings.weight_dropout_seed is not None:
             seed_dropouts(self.model, self.settings.weight_dropout_seed, self._steps, 1)
         self._steps += 1
-        device = self._embedding.device
-        tokens = tokens.to(device)
+        embedding = self.model.backbone.embedding
+        tokens, target = tokens.to(embedding.device), target.to(embedding.device)
+        if is_short(tokens) and self.settings.weight_dropout_seed is None:
+            loss, self.state, rows_TD = self._short.run(tokens, target, self.state, self._moves)
+        else:
+            loss, self.state, rows_TD = self._by_autograd(tokens, target)
+        with torch.no_grad():
+            self._moves.finish()
+            if self.model.head.weight is not embedding:
+                self._moves.back(embedding)
+            self._moves.rows(embedding, tokens.squeeze(1), rows_TD)
+        return loss
+
+    def _by_autograd(self, tokens: Tensor, target: Tensor) -> tuple[Tensor, State, Tensor]:
+        """``ShortSegments.run`` of any segment, on any device."""
         # A leaf of its own, or the look-up's gradient would be a matrix of zeros with a few rows, as large as the
         # embedding, to be added to that of the output embedding.
+        embedding = self.model.backbone.embedding
         embedded = self.model.backbone.embed(tokens).detach().requires_grad_()
-        output = self.model.predict(embedded, target.to(device), self.state)
-        *gradients, rows_T1D = torch.autograd.grad(output.loss, [*self._learning, embedded])
-        self.state = detached(output.state)
-        self._move(gradients, tokens.squeeze(1), rows_T1D.squeeze(1))
-        return output.loss.detach()
-
-    @torch.no_grad()
-    def _move(self, gradients: list[Tensor], tokens_T: Tensor, rows_TD: Tensor) -> None:
-        """Both terms at the weights before the move: the gradient is known already, so one may follow the other."""
-        torch._foreach_lerp_(self._parameters, self._trained, self._decays)
-        torch._foreach_addcmul_(self._learning, self._learning_rates, gradients, value=-1)
-        self._embedding.index_add_(0, tokens_T, self._embedding_rates[tokens_T] * rows_TD, alpha=-1)
+        output = self.model.predict(embedded, target, self.state)
+        # All that the loss of embedded tokens depends on; the embedding only if it is the output embedding too.
+        tied = self.model.head.weight is embedding
+        learning = [parameter for parameter in self.model.parameters() if tied or parameter is not embedding]
+        *gradients, rows_T1D = torch.autograd.grad(output.loss, [*learning, embedded])
+        self._moves.along(learning, gradients)
+        return output.loss.detach(), detached(output.state), rows_T1D.squeeze(1)
 
 
 def _decays_and_rates(rms: list[Tensor], settings: DynamicSettings) -> tuple[list[Tensor], list[Tensor]]:

@@ -11,6 +11,7 @@ so the gradient of a block is known as soon as its forward is, from the same log
 nothing of size (N, K, V). See docs/mathematics.md for the derivation.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from highrank.ops.walk import Gradients, Needs, Settings, round_up
 
-__all__ = ["mixture_log_prob", "walk"]
+__all__ = ["mixture_log_prob", "softmax_rows", "subtract_targets", "walk"]
 
 # Rows that begin on a vector's boundary: a ragged V or D costs a matrix product on a CPU much of its speed, by the
 # strides alone. At WikiText-2's (V = 33,278, D = 300) the bare products on plain tensors take longer than the whole
@@ -68,10 +69,9 @@ def walk(
             log_prob_R = _softmax_in_place(wide_RU, context_RD[rows], weight, bias, target_R1[rows])
             joint_bK.view(-1)[rows] += log_prob_R
             if differentiated:
-                # The gradient of the logits is row_weight * (prob - onehot(target)). The target's entry is put in
-                # place, one a row (so no atomic additions, whose order would change bits); row_weight is left to the
-                # small side of each product, which saves a pass over the block.
-                wide_RU.scatter_(1, target_R1[rows], wide_RU.gather(1, target_R1[rows]) - 1)
+                # The gradient of the logits is row_weight * (prob - onehot(target)). row_weight is left to the small
+                # side of each product, which saves a pass over the block.
+                subtract_targets(wide_RU, target_R1[rows])
         if token_weight is None:
             continue
 
@@ -104,13 +104,18 @@ def _rows(new: Callable[..., Tensor], rows: int, columns: int, dtype: torch.dtyp
     return new((rows, round_up(columns, ROW_BYTES // dtype.itemsize)), dtype=dtype)[:, :columns]
 
 
-def _buffer(context: Tensor, weight: Tensor, settings: Settings) -> Tensor:
-    """Room for a block of logits (R, U): R = rows = tokens in block * K, U = V made round."""
-    tokens, components, features = context.shape
+def _logits_buffer(rows: int, weight: Tensor) -> Tensor:
+    """Room for rows of logits (R, U): U = V made round."""
     columns = _rows(weight.new_empty, 0, len(weight), weight.dtype).stride(0)
-    widest = max(columns, features)  # the products have rows of D numbers
+    return weight.new_empty((rows, columns))
+
+
+def _buffer(context: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """Room for a block of logits: R = rows = tokens in block * K."""
+    tokens, components, features = context.shape
+    widest = max(_logits_buffer(0, weight).stride(0), features)  # the products have rows of D numbers
     block = max(1, settings.block_bytes // (components * widest * weight.itemsize))
-    return weight.new_empty((min(block, max(tokens, 1)) * components, columns))
+    return _logits_buffer(min(block, max(tokens, 1)) * components, weight)
 
 
 def _strip(buffer_RU: Tensor, components: int, settings: Settings) -> Tensor | None:
@@ -138,6 +143,20 @@ def _strips(block_RU: Tensor, strip_SU: Tensor | None, *, write: bool) -> Iterat
             block_RU[rows] = wide_SU
 
 
+def softmax_rows(
+    context_RD: Tensor, weight: Tensor, bias: Tensor | None, target_R1: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The probabilities (R, V) of all classes, and the log-probability (R) of each row's target, in ``dtype``."""
+    logits_RU = _logits(context_RD, weight, bias, _logits_buffer(len(context_RD), weight)).to(dtype)
+    log_prob_R = _softmax_in_place(logits_RU, context_RD, weight, bias, target_R1)
+    return logits_RU[:, : len(weight)], log_prob_R
+
+
+def subtract_targets(prob_RV: Tensor, target_R1: Tensor) -> None:
+    """prob - onehot(target), in place: one entry a row, so no atomic additions, whose order would change bits."""
+    prob_RV.scatter_(1, target_R1, prob_RV.gather(1, target_R1) - 1)
+
+
 def _logits(context_RD: Tensor, weight: Tensor, bias: Tensor | None, out_RU: Tensor) -> Tensor:
     """``out_RU`` filled: -inf where there is no class."""
     out_RV = out_RU[:, : len(weight)]
@@ -163,7 +182,7 @@ def _softmax_in_place(
     # A probability that has left the range of normal numbers has lost its digits. The logits are gone, but those of the
     # likeliest class can be had again for one dot product a row: lse = logit - log(prob).
     limits = torch.finfo(prob_RU.dtype)
-    lost_R = (log_prob_R < torch.tensor(limits.tiny / limits.eps, dtype=torch.float64).log()).nonzero().squeeze(1)
+    lost_R = (log_prob_R < math.log(limits.tiny / limits.eps)).nonzero().squeeze(1)
     if len(lost_R):
         max_prob_R, best_R = prob_RU.max(dim=1)
         best_R = best_R[lost_R]
