@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_loss_memory, bench_loss_speed, bench_posterior_filter, harness, report_loss
+from benchmarks import bench_loss_memory, bench_loss_speed, bench_posterior_filter, harness, losses, report_loss
 from benchmarks.losses import Size
 from highrank.data import load_corpus
 from tests.untrained import make_run
@@ -47,8 +47,7 @@ LARGE_PRODUCT = bench_loss_speed.large_product
 
 
 def test_both_dtypes_are_measured_and_shown(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (bench_loss_speed, bench_loss_memory):
-        monkeypatch.setattr(module, "CPU_SIZES", SIZES)
+    monkeypatch.setattr(losses, "CPU_SIZES", SIZES)
     monkeypatch.setattr(bench_loss_speed, "large_product", small_product)
     speed = run(bench_loss_speed, monkeypatch, "--device", "cpu", "--repeats", "3")
     memory = run(bench_loss_memory, monkeypatch, "--device", "cpu")
