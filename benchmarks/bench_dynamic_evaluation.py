@@ -95,7 +95,9 @@ def main() -> None:
             name: segment[name]["median_s"] / segment["highrank"]["median_s"] for name in segment if name != "highrank"
         },
     }
-    path = save(f"{Path(__file__).stem}.{arguments.recipe}.{torch.device(arguments.device).type}", result)
+    threads = torch.get_num_threads()
+    on = f"cpu.{threads}-thread{'s' * (threads > 1)}" if arguments.device == "cpu" else "cuda"
+    path = save(f"{Path(__file__).stem}.{arguments.recipe}.{on}", result)
     for name, figures in segment.items():
         print(f"{name:26} {1e3 * figures['median_s']:.2f} ms a segment")
     print(f"{result['times_faster']['textbook']:.2f} times faster -> {path}")

@@ -1,14 +1,13 @@
 """How long does a recurrent layer take in bfloat16 on a CPU, forward and backward, beside float32?"""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 import highrank.cli.environment  # noqa: F401 - as the command line has it
-from benchmarks.bench_short_lstm import layer, torchs
-from benchmarks.harness import in_turn, save, summary
+from benchmarks.bench_short_lstm import layer_times, torchs
+from benchmarks.harness import save
 
 # (steps, batch, in, out): the layers of penn, the first two of wikitext-2, and those of penn-small.
 SIZES = [
@@ -33,18 +32,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
     rows = []
-    for sizes in SIZES:
-        candidates: dict[str, Callable[[], object]] = {
-            "float32": layer(torchs, *sizes),
-            "bfloat16": layer(rounded, *sizes),
-        }
-        times = {name: summary(s) for name, s in in_turn(candidates, arguments.repeats, warm_up=2).items()}
+    for size, words, times in layer_times(SIZES, {"float32": torchs, "bfloat16": rounded}, arguments.repeats):
         ratio = times["bfloat16"]["median_s"] / times["float32"]["median_s"]
-        rows.append({"steps_batch_in_out": sizes, "times": times, "bfloat16_takes": ratio})
-        steps, batch, wide_in, wide_out = sizes
-        print(
-            f"{steps:3} steps, batch {batch:2}, {wide_in:4} -> {wide_out:4}: bfloat16 takes {ratio:.2f} times as long"
-        )
+        rows.append({"steps_batch_in_out": size, "times": times, "bfloat16_takes": ratio})
+        print(f"{words}: bfloat16 takes {ratio:.2f} times as long")
     print(save(Path(__file__).stem, {"repeats": arguments.repeats, "layers": rows}))
 
 

@@ -1,7 +1,7 @@
 """How long does one LSTM layer take on a few tokens, forward and backward, beside PyTorch's?"""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from benchmarks.harness import in_turn, save, summary
 from highrank.models.short_lstm import short_lstm
+
+Size = tuple[int, int, int, int]
 
 # (steps, batch, in, out): of dynamic evaluation with penn-small and penn, and what they would be in training.
 SIZES = [(5, 1, 128, 320), (5, 1, 320, 256), (5, 1, 280, 960), (16, 1, 128, 320), (70, 1, 128, 320), (20, 10, 128, 320)]
@@ -32,20 +34,26 @@ def layer(run: Callable[..., Tensor], steps: int, batch: int, wide_in: int, wide
     return lambda: torch.autograd.grad(run(sequence, state, weights), [sequence, *weights], upstream)
 
 
+def layer_times(
+    sizes: Sequence[Size], runs: Mapping[str, Callable[..., Tensor]], repeats: int
+) -> Iterator[tuple[Size, str, dict[str, dict[str, float]]]]:
+    """For each of the sizes: itself, in words, and the times of a layer run in each of the ways, in turn."""
+    for size in sizes:
+        candidates = {name: layer(run, *size) for name, run in runs.items()}
+        times = {name: summary(seconds) for name, seconds in in_turn(candidates, repeats, warm_up=3).items()}
+        steps, batch, wide_in, wide_out = size
+        yield size, f"{steps:3} steps, batch {batch:2}, {wide_in:4} -> {wide_out:4}", times
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=31)
     arguments = parser.parse_args()
     rows = []
-    for sizes in SIZES:
-        candidates = {"highrank": layer(ours, *sizes), "torch": layer(torchs, *sizes)}
-        times = {name: summary(s) for name, s in in_turn(candidates, arguments.repeats, warm_up=3).items()}
+    for size, words, times in layer_times(SIZES, {"highrank": ours, "torch": torchs}, arguments.repeats):
         ratio = times["torch"]["median_s"] / times["highrank"]["median_s"]
-        rows.append({"steps_batch_in_out": sizes, "times": times, "times_faster": ratio})
-        steps, batch, wide_in, wide_out = sizes
-        print(
-            f"{steps:3} steps, batch {batch:2}, {wide_in:3} -> {wide_out:3}: {ratio:.2f} times faster than torch.lstm"
-        )
+        rows.append({"steps_batch_in_out": size, "times": times, "times_faster": ratio})
+        print(f"{words}: {ratio:.2f} times faster than torch.lstm")
     print(save(Path(__file__).stem, {"repeats": arguments.repeats, "layers": rows}))
 
 

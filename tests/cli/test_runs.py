@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.processes import RECIPE, here
+from highrank.cli.main import main
 from highrank.runs import at_work
 from tests.terminal import on_a_terminal, screen
 
@@ -297,6 +298,12 @@ def test_temperatures_that_are_none(options: list[str], said: str, whole: Path) 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith(f"highrank: {said}")
     assert "tempered" not in results_of(whole)["finetune"]
+
+
+def test_a_temperature_that_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", "run", "--temperature", "warm"])
+    assert "argument --temperature: expected a number or tune, got warm" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["vocabulary", "test text", "held-out length", "training text", "unknown"])

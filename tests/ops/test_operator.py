@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from highrank.functional import mixture_cross_entropy
 from highrank.heads import MixtureOfSoftmaxes
 from tests.implementations import every_reduction
 from tests.parity import INPUTS, make_problem
@@ -146,15 +146,7 @@ def loss_of_context(reduction: str, implementation: str = "auto") -> tuple[Calla
     problem = make_problem(5)
 
     def loss(context: Tensor) -> Tensor:
-        return mixture_cross_entropy(
-            context,
-            problem.prior_logits,
-            problem.weight,
-            problem.target,
-            bias=problem.bias,
-            reduction=reduction,
-            implementation=implementation,
-        )
+        return replace(problem, context=context).loss(reduction=reduction, implementation=implementation)
 
     return loss, problem.context
 

@@ -53,7 +53,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def temperature(text: str) -> float | Literal["tune"]:
-    return "tune" if text == "tune" else float(text)
+    if text == "tune":
+        return "tune"
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or tune, got {text}") from None
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -64,8 +64,7 @@ def text_statistics(
     loss_sum, first = 0.0, 0
     for segment, hidden_TH in hidden_states(model, tokens, what):
         with torch.no_grad():
-            target_T = segment.target[:, 0].to(hidden_TH.device)
-            part = model.head.statistics(hidden_TH, target_T, reduction="none")
+            part = model.head.statistics(hidden_TH, segment.target[:, 0], reduction="none")
         parts.append([_array(t) for t in (part.loss, part.prior, part.posterior, -part.component_log_prob)])
         done = segment.start + len(hidden_TH)
         last = int(np.searchsorted(positions, done))

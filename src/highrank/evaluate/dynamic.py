@@ -48,12 +48,13 @@ def gradient_statistics(
         for segment in columns.segments(bptt):
             if len(segment.tokens) == 1 and bptt > 1:
                 break  # the original leaves out a last segment of one prediction
+            segment = segment.to(loss_sum.device)
             if weight_dropout_seed is not None:
                 seed_dropouts(model, weight_dropout_seed, segments, 0)
             segments += 1
             if workers.owner(segments) != workers.rank:
                 with torch.no_grad():
-                    state = model.backbone(segment.tokens.to(loss_sum.device), state).state
+                    state = model.backbone(segment.tokens, state).state
                 continue
             loss, gradients, state = _score(model, parameters, segment.tokens, segment.target, state)
             torch._foreach_addcmul_(squares, gradients, gradients)
@@ -71,8 +72,7 @@ def _score(
     model: LanguageModel, parameters: list[Tensor], tokens: Tensor, target: Tensor, state: State
 ) -> tuple[Tensor, tuple[Tensor, ...], State]:
     """Mean loss of a segment (T, B) in nats, its gradients, and the state after it."""
-    device = parameters[0].device
-    output = model(tokens.to(device), target.to(device), state)
+    output = model(tokens, target, state)
     gradients = torch.autograd.grad(output.loss, parameters)
     return output.loss.detach(), gradients, detached(output.state)
 
@@ -97,6 +97,7 @@ def dynamic_evaluate(
     done, reading = 0, Pace()
     with Adaptation(model, statistics, settings) as adaptation:
         for segment in columns.segments(settings.bptt):
+            segment = segment.to(total.device)
             total += adaptation.step(segment.tokens, segment.target).double() * segment.target.numel()
             done += segment.target.numel()
             if reading.is_due():  # a lost loss is told now, not at the end

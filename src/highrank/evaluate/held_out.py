@@ -21,7 +21,8 @@ SEGMENT = 1024
 def read_text(
     model: LanguageModel, columns: Columns, segment: int, workers: Workers = ALONE
 ) -> Iterator[tuple[Segment, Tensor]]:
-    """Segments of ``segment`` time steps, and the hidden states (T, B, H) that predict their targets.
+    """Segments of ``segment`` time steps on the model's device, and the hidden states (T, B, H) that predict their
+    targets, with the state carried.
 
     Of several ``workers`` each carries the state through the whole text, and is given its share of the segments.
     """
@@ -29,7 +30,8 @@ def read_text(
     state = model.initial_state(columns.batch)
     with torch.no_grad():
         for index, part in enumerate(columns.segments(segment)):
-            output = model.backbone(part.tokens.to(device), state)
+            part = part.to(device)
+            output = model.backbone(part.tokens, state)
             state = output.state
             if workers.owner(index) == workers.rank:
                 yield part, output.hidden

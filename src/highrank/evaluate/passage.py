@@ -10,6 +10,7 @@ from torch import Tensor
 from highrank.data.batches import Columns
 from highrank.errors import UserError
 from highrank.evaluate.adaptation import Adaptation, DynamicSettings, GradientStatistics
+from highrank.evaluate.held_out import read_text
 from highrank.evaluate.prediction import Explanation, Prediction, predict_next
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
@@ -73,13 +74,9 @@ def read_passage(
 @torch.no_grad()
 def _static(model: LanguageModel, columns: Columns, start: int, top: int) -> list[Prediction]:
     model.eval()
-    device = next(model.parameters()).device
-    state = model.initial_state(1)
     parts = []
-    for segment in columns.segments(SEGMENT):
-        output = model.backbone(segment.tokens.to(device), state)
-        state = output.state
-        parts += _predictions(model, output.hidden, segment.target, segment.start, start, top)
+    for segment, hidden_T1H in read_text(model, columns, SEGMENT):
+        parts += _predictions(model, hidden_T1H, segment.target, segment.start, start, top)
     return parts
 
 
@@ -96,9 +93,10 @@ def _adapted(
     parts = []
     with Adaptation(model, statistics, settings) as adaptation:
         for segment in columns.segments(settings.bptt):
+            segment = segment.to(device)
             if segment.start + len(segment.target) >= start:
                 with torch.no_grad():
-                    hidden = model.backbone(segment.tokens.to(device), adaptation.state).hidden
+                    hidden = model.backbone(segment.tokens, adaptation.state).hidden
                 parts += _predictions(model, hidden, segment.target, segment.start, start, top)
             adaptation.step(segment.tokens, segment.target)
             display.progress("passage, learning", segment.start + len(segment.target), columns.predicted_tokens)
@@ -112,7 +110,7 @@ def _predictions(
     skip = max(0, start - 1 - at)
     if skip >= len(target):
         return []
-    part = predict_next(model, hidden[skip:, 0], target=target[skip:, 0].to(hidden.device), top=top)
+    part = predict_next(model, hidden[skip:, 0], target=target[skip:, 0], top=top)
     return [part]
 
 

@@ -83,7 +83,7 @@ def evaluate(
         used = torch.zeros(2 * components + 1, dtype=torch.float64, device=device)
         done = 0
         for part, hidden_TBH in read_text(model, columns, segment, workers):
-            statistics = model.head.statistics(hidden_TBH, part.target.to(device), reduction="none")
+            statistics = model.head.statistics(hidden_TBH, part.target, reduction="none")
             total += statistics.loss.sum(dtype=torch.float64)
             used += _use(statistics)
             done += part.target.numel()

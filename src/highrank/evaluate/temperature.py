@@ -75,7 +75,7 @@ def evaluate_at(
         total = torch.zeros(len(temperatures), dtype=torch.float64, device=device)
         done = 0
         for part, hidden_TBH in read_text(model, columns, segment or max(1, 1024 // batch), workers):
-            total += _losses(model.head, hidden_TBH.flatten(0, 1), part.target.to(device).flatten(), temperatures)
+            total += _losses(model.head, hidden_TBH.flatten(0, 1), part.target.flatten(), temperatures)
             done += part.target.numel()
             if display is not SILENT:
                 display.progress(what, done * workers.count, columns.predicted_tokens, total.min().item() / done)

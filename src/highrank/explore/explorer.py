@@ -235,7 +235,7 @@ def _adapt(
     with Adaptation(model, statistics.values, settings) as adaptation:
         trained = copy.deepcopy(model)
         for segment in columns.segments(settings.bptt):
-            tokens, target = segment.tokens.to(device), segment.target.to(device)
+            _, tokens, target = segment.to(device)
             with torch.no_grad():
                 fixed = trained(tokens, target, state, reduction="none")
                 moving = model(tokens, target, adaptation.state, reduction="none")

@@ -6,16 +6,9 @@ or their sum, which is differentiable, and the joint log-probabilities of compon
 ``highrank.functional`` does the checking.
 """
 
-from highrank.ops.factored import FactoredLoss, factored_loss
+from highrank.ops.factored import factored_loss
 from highrank.ops.options import LossOptions
 from highrank.ops.table import IMPLEMENTATIONS, choose
 from highrank.ops.walk import Settings
 
-__all__ = [
-    "IMPLEMENTATIONS",
-    "FactoredLoss",
-    "LossOptions",
-    "Settings",
-    "choose",
-    "factored_loss",
-]
+__all__ = ["IMPLEMENTATIONS", "LossOptions", "Settings", "choose", "factored_loss"]
