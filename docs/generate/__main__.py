@@ -12,7 +12,7 @@ from docs.generate.commands import command_reference
 from docs.generate.original import option_tables
 from docs.generate.results import paper_table, rank_table, recipe_table, run_list, tutorial_table
 from docs.generate.settings import settings_reference
-from docs.generate.speed import dynamic_evaluation_table, floor_table, step_table, time_table
+from docs.generate.speed import dynamic_evaluation_table, floor_table, step_table, time_table, waiting_table
 from docs.generate.studies import study_part
 from docs.generate.temperature import temperature_table
 from docs.generate.trials import trial_table
@@ -39,6 +39,7 @@ PARTS = {
     "times": time_table,
     "trials": trial_table,
     "tutorial": tutorial_table,
+    "waiting": waiting_table,
     "wikitext-2": lambda: paper_table("wikitext-2"),
 }
 MARKED = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)

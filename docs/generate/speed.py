@@ -1,4 +1,4 @@
-"""Tables of what a step costs, from ``benchmarks/results``: in training (floors.json) and in dynamic evaluation."""
+"""Tables of what a step costs, from ``benchmarks/results``: in training, in dynamic evaluation, in waiting."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from docs.generate.markdown import table
 from docs.generate.results import RESULTS, read_results
 
-__all__ = ["dynamic_evaluation_table", "floor_table", "step_table", "time_table"]
+__all__ = ["dynamic_evaluation_table", "floor_table", "step_table", "time_table", "waiting_table"]
 
 SHOWN_OPERATIONS = 8
 
@@ -95,3 +95,15 @@ def dynamic_evaluation_table() -> str:
             )
     head = ["device", "loop", "ms a segment", "20% to 80%", "peak MiB", "times the time of ours", "source"]
     return table(head, rows, numbers=range(2, 6))
+
+
+def waiting_table() -> str:
+    """Milliseconds by the way that threads wait, beside none and more busy programs."""
+    found = read_results()["bench_waiting_threads.json"]["beside_busy_programs"]
+    ways = list(next(iter(found["0"].values())))
+    rows = [
+        [what, count, *(f"{1e3 * times[way]['median_s']:.0f}" for way in ways)]
+        for what in found["0"]
+        for count, times in ((count, measured[what]) for count, measured in found.items())
+    ]
+    return table(["ms of", "busy programs", *ways], rows, numbers=range(1, 2 + len(ways)))
