@@ -3,9 +3,11 @@
 import argparse
 from pathlib import Path
 
+import highrank.cli.environment  # noqa: F401 - as the command line has it, said before PyTorch is loaded
+
+# isort: split
 from torch import Tensor
 
-import highrank.cli.environment  # noqa: F401 - as the command line has it
 from benchmarks.bench_short_lstm import layer_times, torchs
 from benchmarks.harness import save
 

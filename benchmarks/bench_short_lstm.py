@@ -4,6 +4,9 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import highrank.cli.environment  # noqa: F401 - as the command line has it, said before PyTorch is loaded
+
+# isort: split
 import torch
 from torch import Tensor
 

@@ -12,10 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import highrank.cli.environment  # noqa: F401 - as the command line has it, said before PyTorch is loaded
+
+# isort: split
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-import highrank.cli.environment  # noqa: F401 - as the command line has it
 from benchmarks.bench_train_step import make_step
 from benchmarks.harness import save
 from highrank.runs import Config, find_recipe, read_config

@@ -18,9 +18,12 @@ from typing import Any
 
 import msgspec.structs
 import numpy as np
+
+import highrank.cli.environment  # noqa: F401 - as the command line has it, said before PyTorch is loaded
+
+# isort: split
 import torch
 
-import highrank.cli.environment  # noqa: F401 - as the command line has it
 from benchmarks.bench_train_step import our_step
 from benchmarks.harness import save
 from highrank.cli.launch import leave

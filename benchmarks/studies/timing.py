@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-import highrank.cli.environment  # noqa: F401 - as the command line has it
 from benchmarks.bench_dynamic_evaluation import our_segments
 from benchmarks.bench_train_step import our_step
 from benchmarks.harness import code_commit, in_turn, machine, summary
