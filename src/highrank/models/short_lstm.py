@@ -1,7 +1,8 @@
 """An LSTM layer for a handful of tokens on a CPU, as in dynamic evaluation (segments of 5, batch 1).
 
-PyTorch's own packs the weights anew at every call and unpacks their gradients: for a few tokens that is most of its
-time. Measured (``benchmarks/bench_short_lstm.py``) this one is as fast or faster there, and slower for longer segments.
+PyTorch's own packs the weights anew at every call and unpacks their gradients: for a few tokens and wide layers that is
+most of its time. Measured (``benchmarks/bench_short_lstm.py``, through autograd) this one is faster at the paper's
+width, at widths of some hundreds as fast or a fifth slower, and slower for longer segments.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ SHORT_TOKENS = 8
 
 
 def is_short(sequence: Tensor) -> bool:
-    """Is (T, B, *) so short that ``short_lstm`` is the faster one?"""
+    """Is (T, B, *) so short that ``short_lstm`` may be the faster one?"""
     return sequence.device.type == "cpu" and sequence.shape[0] * sequence.shape[1] <= SHORT_TOKENS
 
 
