@@ -96,7 +96,9 @@ def main() -> None:
         },
     }
     threads = torch.get_num_threads()
-    on = f"cpu.{threads}-thread{'s' * (threads > 1)}" if arguments.device == "cpu" else "cuda"
+    on = torch.device(arguments.device).type
+    if on == "cpu":
+        on += f".{threads}-thread{'s' * (threads > 1)}"
     path = save(f"{Path(__file__).stem}.{arguments.recipe}.{on}", result)
     for name, figures in segment.items():
         print(f"{name:26} {1e3 * figures['median_s']:.2f} ms a segment")

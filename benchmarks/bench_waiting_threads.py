@@ -28,21 +28,23 @@ def busy_programs(count: int) -> Iterator[None]:
         yield
 
 
-def measure(environments: Mapping[str, Environment], recipe: str, data: str | None, repeats: int) -> dict[str, object]:
+def measure(
+    environments: Mapping[str, Environment], recipe: str, data: str | None, repeats: int
+) -> dict[str, dict[str, dict[str, float]]]:
     """For each of the ``environments`` the times of an update and of 20 segments of dynamic evaluation."""
     work = {
         "update": partial(make_step, "highrank", recipe, data),
         "20 segments of dynamic evaluation": partial(make_walk, "highrank", recipe, data, 20, "cpu"),
     }
-    found: dict[str, object] = {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for what, make in work.items():
         workers = {name: Worker(make, environment) for name, environment in environments.items()}
         times = in_turn(workers, repeats, warm_up=3)
         for worker in workers.values():
             worker.close()
         found[what] = {name: summary(seconds) for name, seconds in times.items()}
-        for name, seconds in times.items():
-            print(f"  {what}: {name:28} {1e3 * summary(seconds)['median_s']:8.2f} ms")
+        for name, figures in found[what].items():
+            print(f"  {what}: {name:28} {1e3 * figures['median_s']:8.2f} ms")
     return found
 
 

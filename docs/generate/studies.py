@@ -154,4 +154,4 @@ def _source(study: Study, record: Record) -> str:
     file = f"[benchmarks/studies/{study.name}.toml](../benchmarks/studies/{study.name}.toml)"
     path = f"benchmarks/results/{record.path.name}"
     results = f"[{path}](../{path})" if record.path.exists() else f"`{path}`, which is not there yet"
-    return f"{study.title}: the study {file} of the recipe `{study.recipe}`, with its rows in {results}."
+    return f"{study.title}: the study {file} of the recipe `{study.recipe}`, with its rows and times in {results}."

@@ -5,8 +5,8 @@ import os
 __all__ = ["DEFAULTS"]
 
 DEFAULTS = {
-    # Threads that wait for one another spin by default, GNU's for milliseconds: beside other programs a small model
-    # then trains many times slower. Asleep at once they must be woken at every operation. So they look a thousand
+    # Threads that wait for one another spin by default, GNU's for milliseconds: beside other programs that is the
+    # slowest way for a small model. Asleep at once they must be woken at every operation. So they look a thousand
     # times, some microseconds, and then sleep (benchmarks/bench_waiting_threads.py).
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "1000",
