@@ -177,11 +177,15 @@ def save(name: str, result: Mapping[str, Any], **about_it: str) -> Path:
 
 
 def code_commit() -> str:
-    """The commit of the code that runs, with "+changes" where files differ from it; results are no code."""
+    """The commit of the code that runs, with "+changes" where files differ from it; results are no code. Empty where
+    there is no git."""
     git = ["git", "-C", str(RESULTS.parent)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     status = [*git, "status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results"]
-    changed = subprocess.run(status, capture_output=True, text=True, check=False)
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        changed = subprocess.run(status, capture_output=True, text=True, check=False)
+    except OSError:  # a measurement is not lost for that
+        return ""
     return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 

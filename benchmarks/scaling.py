@@ -52,7 +52,7 @@ def step_of(config: Config, device: torch.device, workers: Workers = ALONE) -> C
 
     def step() -> float:
         began = time.perf_counter()
-        update()  # reads the loss, so it waits for a GPU
+        update().item()  # which waits for a GPU
         return time.perf_counter() - began
 
     return step

@@ -78,6 +78,8 @@ TRAINING = (
     Option("beta", 1.0, "train.beta", "weight of the temporal activation penalty"),
     Option("wdecay", 1.2e-6, "train.weight_decay", "weight decay"),
 )
+# Fine-tuning takes them from the run where they are not given. It had defaults of its own then, of which one was another.
+FINETUNING = tuple(option._replace(default=80) if option.name == "batch_size" else option for option in TRAINING)
 # What training and fine-tuning have each for themselves; {} is the stage.
 OF_A_STAGE = (
     Option("lr", 30.0, "{}.lr", "learning rate"),
@@ -109,7 +111,7 @@ def training_parser() -> argparse.ArgumentParser:
 def finetune_parser() -> argparse.ArgumentParser:
     """The options of finetune.py. Those that training has too are the run's own unless they are given."""
     parser = argparse.ArgumentParser(description="Fine-tune what main.py trained.")
-    for option in (*SIZES_AND_DROPOUTS, *TRAINING):
+    for option in (*SIZES_AND_DROPOUTS, *FINETUNING):
         _add(parser, option, argparse.SUPPRESS)
     for option in OF_A_STAGE:
         _add(parser, option, option.default)

@@ -15,8 +15,8 @@ from highrank.errors import UserError
 
 __all__ = ["Session"]
 
-# One thread each, which sleeps while it waits: two trials on two cores do not take time from one another.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+# So that two trials on two cores do not take time from one another.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
@@ -80,7 +80,7 @@ class Session:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | ENVIRONMENT,
+                env=os.environ | ONE_THREAD,
                 process_group=0,
             )
         self._running[process.pid] = place, command, process

@@ -50,14 +50,15 @@ def option_tables() -> str:
 
     stages = (*options.OF_A_STAGE,)
     training = (*options.SIZES_AND_DROPOUTS, options.NHIDLAST, *options.TRAINING, *stages)
-    finetuning = (*options.SIZES_AND_DROPOUTS, *options.TRAINING, *stages)
+    finetuning = (*options.SIZES_AND_DROPOUTS, *options.FINETUNING, *stages)
     return "\n".join(
         [
             "### main.py\n",
             _table(options.training_parser(), training, BY_HAND, "train"),
             "### finetune.py\n",
             "The sizes and dropouts are those of the trained model, as they were then. The rest replaces the run's own "
-            "where it is given.\n",
+            "where it is given; where it is not, the defaults counted then, and here, but for `--lr`, `--epochs` and "
+            "`--nonmono`, the run's own does.\n",
             _table(options.finetune_parser(), finetuning, FINETUNE, "finetune"),
             "### dynamiceval.py\n",
             _table(options.dynamic_parser(), options.DYNAMIC, DYNAMIC, "dynamic"),

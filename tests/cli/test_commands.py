@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from highrank import load
-from highrank.runs import RunFolder
+from highrank.runs import RunFolder, cost
+from highrank.runs.cost import estimate
+from highrank.train.stages import corpus_for
 
 RECIPE = Path(__file__).parent.parent / "train" / "tiny.toml"
 
@@ -132,6 +134,17 @@ def test_dry_run_writes_nothing(small_text: Path, tmp_path: Path) -> None:
     assert result["parameters"] > 0
     assert result["configuration"]["train"]["batch"] == 6
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_knows_the_updates_of_the_first_epoch(
+    small_text: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = next(e["step"] for e in RunFolder.open(trained).metrics() if e["event"] == "validation")
+    config = RunFolder.open(trained).config
+    corpus = corpus_for(config, str(small_text))
+    assert estimate(config, corpus)["updates_per_epoch"] == updates
+    monkeypatch.setattr(cost, "DRAWN_LENGTHS", updates // 2)  # a long one, of which the mean length tells
+    assert estimate(config, corpus)["updates_per_epoch"] == pytest.approx(updates, rel=0.1)
 
 
 def test_the_papers_sizes(corpora: Path) -> None:

@@ -30,15 +30,17 @@ class Dropout(nn.Module, ABC):
 
     def mask(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Zeros with probability p, 1 / (1 - p) elsewhere. On a CPU p is rounded down to a multiple of 2**-16."""
-        mask = torch.empty(shape, dtype=like.dtype, device=like.device)
         if like.device.type == "cpu":
+            mask = torch.empty(shape, dtype=like.dtype)
             # A CPU draws one number after the other, and 64 bits in little more time than a float: enough for four.
             words = torch.empty(-(-mask.numel() // 4), dtype=torch.int64)
             words.random_(-(2**63), None, generator=self.generator)
             bits = words.view(torch.int16)[: mask.numel()].view(shape)
             torch.ge(bits, int(self.p * 2**16) - 2**15, out=mask)
         else:
-            mask.uniform_(generator=self.generator).ge_(self.p)
+            # In half precision the numbers would be too few for p.
+            drawn = torch.empty(shape, dtype=torch.float32, device=like.device).uniform_(generator=self.generator)
+            mask = drawn.ge_(self.p).to(like.dtype)
         return mask.div_(1 - self.p)
 
     @abstractmethod

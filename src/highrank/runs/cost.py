@@ -3,17 +3,20 @@
 from typing import Any
 
 from highrank.data import Corpus
+from highrank.data.batches import segment_length
 from highrank.ops import LossOptions
+from highrank.random import derived_seed
 from highrank.runs.build import parameter_count
-from highrank.runs.config import Config
+from highrank.runs.config import Config, TrainSection
 
 __all__ = ["estimate"]
 
 FLOAT_BYTES = 4
+DRAWN_LENGTHS = 2000  # which takes some hundredths of a second
 
 
 def estimate(config: Config, corpus: Corpus) -> dict[str, Any]:
-    """Parameters, updates per epoch (expected: segment lengths are random) and memory of a training step in bytes.
+    """Parameters, updates of the first epoch (segment lengths are random) and memory of a training step in bytes.
 
     Memory counts weights, gradients and averages, the activations that backward needs, the contexts with their
     gradients, and one block of logits; not the interpreter and libraries (about 300 MB), nor the allocator's slack.
@@ -21,8 +24,6 @@ def estimate(config: Config, corpus: Corpus) -> dict[str, Any]:
     model, train = config.model, config.train
     vocab_size = len(corpus.vocabulary)
     parameters = parameter_count(config, vocab_size)
-    tokens = len(corpus.tokens["train"])
-    mean_length = 0.95 * train.bptt + 0.05 * train.bptt / 2
     steps, batch = train.bptt + train.max_length_delta, config.micro_batch
     widths = [*[model.hidden_features] * (model.num_layers - 1), model.last_hidden_features]
     # Of an LSTM step backward needs the four gates, the cell and the output, and the dropped copy of the output.
@@ -37,10 +38,21 @@ def estimate(config: Config, corpus: Corpus) -> dict[str, Any]:
     return {
         "parameters": parameters,
         "vocabulary": vocab_size,
-        "updates_per_epoch": round(tokens / train.batch / mean_length),
+        "updates_per_epoch": _updates_of_first_epoch(train, len(corpus.tokens["train"])),
         "memory_bytes": {
             "weights_gradients_averages": held_bytes,
             "longest_step": step_bytes,
             "total": held_bytes + step_bytes,
         },
     }
+
+
+def _updates_of_first_epoch(train: TrainSection, tokens: int) -> int:
+    """Its own, where ``DRAWN_LENGTHS`` segments are enough for it; else by their mean length."""
+    length = tokens // train.batch - 2  # training leaves out a last segment of one prediction
+    seed, covered = derived_seed(train.seed, "train"), 0
+    for step in range(DRAWN_LENGTHS):
+        if covered >= length:
+            return step
+        covered += segment_length(seed, step, train.bptt, train.max_length_delta)
+    return round(DRAWN_LENGTHS * length / covered)
