@@ -78,7 +78,7 @@ TRAINING = (
     Option("beta", 1.0, "train.beta", "weight of the temporal activation penalty"),
     Option("wdecay", 1.2e-6, "train.weight_decay", "weight decay"),
 )
-# Fine-tuning takes them from the run where they are not given. It had defaults of its own then, of which one was another.
+# Fine-tuning takes them from the run where they are not given. Its defaults then were the same, but for one.
 FINETUNING = tuple(option._replace(default=80) if option.name == "batch_size" else option for option in TRAINING)
 # What training and fine-tuning have each for themselves; {} is the stage.
 OF_A_STAGE = (

@@ -31,12 +31,13 @@ from highrank.ops.walk import Gradients, Needs, Settings, round_up
 
 __all__ = ["cannot_run", "walk"]
 
+INSTALLED = find_spec("triton") is not None  # a compiler that traces ``cannot_run`` could not ask
 INTERPRET_WHEN = ("1", "true", "yes", "on", "y")  # as triton reads TRITON_INTERPRET
 
 
 def cannot_run(device: torch.device) -> str | None:
     """Why the kernels cannot run there, in a few words; None if they can."""
-    if find_spec("triton") is None:
+    if not INSTALLED:
         return "triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in INTERPRET_WHEN
     if device.type == "cpu":
