@@ -42,7 +42,12 @@ _HOME = {
 }
 
 
+_MODULES = ("evaluate", "functional", "heads")  # whose names are public too
+
+
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f"highrank.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'highrank' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from highrank.ops import LossOptions, choose, chunked
+from highrank.ops import LossOptions, Settings, choose, fused_log_prob
 
 __all__ = ["LossOptions", "MixtureStatistics", "mixture_cross_entropy", "mixture_log_prob", "mixture_statistics"]
 
@@ -116,6 +116,8 @@ def _loss(
         raise ValueError(f"target: expected int64, got {target.dtype}")
     if target.device != context.device:
         raise ValueError(f"target: expected {context.device} like context, got {target.device}")
+    if not isinstance(ignore_index, int):
+        raise ValueError(f"ignore_index: expected a whole number, got {ignore_index!r}")
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: expected none, mean or sum, got {reduction!r}")
     compute = choose(implementation, context.device)
@@ -129,7 +131,7 @@ def _loss(
             bias,
             target_N,
             ignore_index,
-            (options or LossOptions()).settings(context, weight),
+            _settings(options, context, weight),
             summed=reduction != "none",
         )
     if reduction == "mean":
@@ -151,26 +153,35 @@ def mixture_log_prob(
 ) -> Tensor:
     """Log-probabilities of a mixture of K softmaxes, without storing (tokens, K, V).
 
-    A normalised logit vector for each token: temperature, top-k and beam search work on it. Not differentiable (the
-    result never requires a gradient): to train, use ``mixture_cross_entropy``.
+    A normalised logit vector for each token: temperature, top-k and beam search work on it, and so does a loss that
+    wants all classes (distillation, a penalty on the entropy, smoothed targets). Where the target's probability is all
+    that counts, ``mixture_cross_entropy`` is faster and needs no (tokens, V).
 
     Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V). Returns (*, V), in nats, in the accumulation
     dtype: float32 for half precision.
     Memory beside the result: 2 + 2 / K blocks of ``options.block_bytes``, one more in half precision (but on a CPU one
-    in all, and as many strips of 4 MiB), and O(tokens * K).
+    in all, and as many strips of 4 MiB), and O(tokens * K). Backward, which computes the logits again, takes two blocks
+    and 2 / K more, twice that and one in half precision, beside the gradients and the upstream gradient (*, V).
+    Gradients are exact; a second derivative raises, and so do forward mode and ``torch.func``.
     Raises ValueError naming the argument, what was expected and what came.
     """
     context, prior_logits, weight, bias = _autocast(context, prior_logits, weight, bias)
     _check(context, prior_logits, weight, bias)
-    with torch.no_grad():
-        log_prob_NV = chunked.mixture_log_prob(
+    with _no_autocast(context.device.type):
+        log_prob_NV = fused_log_prob(
             context.reshape(-1, *context.shape[-2:]),
             prior_logits.reshape(-1, prior_logits.shape[-1]),
             weight,
             bias,
-            (options or LossOptions()).settings(context, weight),
+            _settings(options, context, weight),
         )
     return log_prob_NV.view(*context.shape[:-2], weight.shape[0])
+
+
+def _settings(options: LossOptions | None, context: Tensor, weight: Tensor) -> Settings:
+    if not isinstance(options, LossOptions | None):
+        raise TypeError(f"options: expected LossOptions, got {options!r}")
+    return (options or LossOptions()).settings(context, weight)
 
 
 def _autocast(

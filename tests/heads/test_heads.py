@@ -1,6 +1,8 @@
 """What every head promises: one interface, one loss, and the rank that its name says."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -91,7 +93,8 @@ def test_the_interface(name: str) -> None:
     head, hidden, target = make(name), normal(20, 2, 6), targets(20, 2)
     log_prob = head.log_prob(hidden)
     assert log_prob.shape == (20, 2, 9)
-    assert not log_prob.requires_grad
+    assert log_prob.requires_grad
+    assert not head.predict(hidden).requires_grad
     torch.testing.assert_close(log_prob.exp().sum(-1), torch.ones(20, 2, dtype=torch.float64))
     predicted = head.predict(hidden)
     assert predicted.shape == (20, 2)
@@ -204,7 +207,7 @@ def test_an_invalid_size_is_named(make_head: MakeHead, size: str, value: int) ->
         sizes["num_components"] = 2
     elif size == "num_components":
         pytest.skip("one softmax has no components to count")
-    with pytest.raises(ValueError, match=f"{size}: expected at least 1, got {value}"):
+    with pytest.raises(ValueError, match=f"{size}: expected a whole number from 1 on, got {value}"):
         make_head(**{**sizes, size: value})
 
 
@@ -316,3 +319,70 @@ def test_the_public_names() -> None:
     assert highrank.Softmax is Softmax
     for head in (Softmax, MixtureOfContexts, MixtureOfSoftmaxes):
         assert issubclass(head, Head)
+
+
+@every_head
+def test_a_head_made_on_no_device_starts_when_its_memory_is_there(name: str) -> None:
+    torch.manual_seed(5)
+    wanted = HEADS[name](6, 9).state_dict()
+    with torch.device("meta"):
+        head = HEADS[name](6, 9)
+    head.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.fill_(torch.nan)
+    torch.manual_seed(5)
+    for module in head.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert all(head.state_dict()[key].equal(value) for key, value in wanted.items())
+
+
+def test_a_head_is_made_on_a_device_and_in_a_dtype() -> None:
+    for make_head in HEADS.values():
+        head = make_head(6, 9, context_features=6, device="meta", dtype=torch.bfloat16)
+        assert {(p.device.type, p.dtype) for p in head.parameters()} == {("meta", torch.bfloat16)}
+
+
+def test_a_head_says_what_it_is() -> None:
+    head = MixtureOfSoftmaxes(6, 9, num_components=2, context_features=4, bias=False)
+    assert "in_features=6, num_classes=9, num_components=2, context_features=4, bias=False" in repr(head)
+
+
+@every_head
+def test_the_definition_can_be_asked_for(name: str) -> None:
+    head, hidden, target = make(name), normal(5, 6).requires_grad_(), targets(5)
+    fused = head(hidden, target)
+    head.implementation = "reference"
+    loss = head(hidden, target)
+    torch.testing.assert_close(loss, fused)
+    [gradient] = torch.autograd.grad(loss, hidden, create_graph=True)
+    assert torch.autograd.grad(gradient.pow(2).sum(), hidden)[0].isfinite().all()  # which the fused loss refuses
+
+
+@every_head
+def test_what_does_not_fit_is_named(name: str) -> None:
+    head = make(name)
+    with pytest.raises(ValueError, match=r"hidden: expected shape \(\*, 6\), got \(5, 7\)"):
+        head(normal(5, 7), targets(5))
+    with pytest.raises(ValueError, match=r"hidden: expected shape \(\*, 6\), got \(5, 7\)"):
+        head.log_prob(normal(5, 7))
+    with pytest.raises(TypeError, match=r"embedding: expected a parameter, as embedding\.weight, got Embedding"):
+        head.tie(torch.nn.Embedding(9, 4))
+
+
+def test_arguments_that_make_no_head_are_named() -> None:
+    with pytest.raises(TypeError, match=r"context_dropout: expected a module, as nn\.Dropout\(0\.1\), got 0\.1"):
+        MixtureOfSoftmaxes(6, 9, num_components=2, context_dropout=0.1)
+    with pytest.raises(ValueError, match=r"num_components: expected a whole number from 1 on, got 2\.0"):
+        MixtureOfSoftmaxes(6, 9, num_components=2.0)
+    head = MixtureOfSoftmaxes(6, 9, num_components=2, options={"block_bytes": 1})
+    with pytest.raises(TypeError, match=r"options: expected LossOptions, got \{'block_bytes': 1\}"):
+        head(torch.randn(5, 6), targets(5))
+    with pytest.raises(ValueError, match="ignore_index: expected a whole number, got None"):
+        MixtureOfSoftmaxes(6, 9, num_components=2)(torch.randn(5, 6), targets(5), ignore_index=None)
+
+
+def test_public_modules_are_there_without_an_import_of_their_own() -> None:
+    program = "import highrank; highrank.heads.Head, highrank.functional.MixtureStatistics, highrank.evaluate"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -17,7 +17,10 @@ def test_a_target_out_of_range_raises(implementation: str, wrong: int) -> None:
     problem = make_problem(2, 3)
     problem.ignore_index = -7
     problem.target[1, 0] = wrong
-    with pytest.raises(ValueError, match=rf"target: expected values from 0 to 6 .*-7.* got {wrong} at position 3$"):
+    with pytest.raises(
+        ValueError,
+        match=rf"target: expected values from 0 to 6 .*-7.* got {wrong} at position 3 of the flattened target$",
+    ):
         problem.loss(implementation=implementation)
 
 
@@ -105,7 +108,10 @@ def test_a_wrong_choice_is_named() -> None:
     [
         ({"block_bytes": 0}, "block_bytes: expected a positive number of bytes, got 0"),
         ({"block_bytes": 1e6}, r"block_bytes: expected a positive number of bytes, got 1000000\.0"),
-        ({"accumulation_dtype": torch.bfloat16}, "accumulation_dtype: expected float32 or float64, got torch.bfloat16"),
+        (
+            {"accumulation_dtype": torch.bfloat16},
+            "accumulation_dtype: expected torch.float32 or torch.float64, got torch.bfloat16",
+        ),
         ({"min_posterior": -0.1}, r"min_posterior: expected a number from 0 to below 1, got -0\.1"),
         ({"min_posterior": 1.0}, r"min_posterior: expected a number from 0 to below 1, got 1\.0"),
         ({"min_posterior": math.nan}, "min_posterior: expected a number from 0 to below 1, got nan"),

@@ -1,6 +1,7 @@
 """The interface that heads share: a head turns hidden states into contexts and prior logits; the rest follows."""
 
 from abc import ABC, abstractmethod
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from highrank.functional import (
     mixture_statistics,
 )
 
-__all__ = ["Components", "Head", "check_sizes"]
+__all__ = ["Components", "Head", "check_sizes", "dropout_of"]
 
 
 class Components(NamedTuple):
@@ -28,35 +29,65 @@ class Head(nn.Module, ABC):
     """An output layer over ``num_classes`` classes.
 
     weight (V, D) and bias (V) are the output embedding; ``tie(embedding.weight)`` shares the first with an input
-    embedding, and ``options`` say how its loss is computed. A subclass says how hidden states become components; it
-    overrides nothing else.
+    embedding. ``options`` and the attribute ``implementation`` say how its loss is computed: see
+    ``mixture_cross_entropy``. A subclass says how hidden states become components; it overrides nothing else. One that
+    sets ``in_features`` has the width of hidden states checked.
     """
 
+    in_features: int | None = None
+    implementation: str = "auto"
+
     def __init__(
-        self, num_classes: int, context_features: int, *, bias: bool = True, options: LossOptions | None = None
+        self,
+        num_classes: int,
+        context_features: int,
+        *,
+        bias: bool = True,
+        options: LossOptions | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_sizes(num_classes=num_classes, context_features=context_features)
         self.num_classes = num_classes
         self.context_features = context_features
         self.options = options
-        self.weight = nn.Parameter(torch.empty(num_classes, context_features))
-        self.bias = nn.Parameter(torch.zeros(num_classes)) if bias else None
-        nn.init.uniform_(self.weight, -0.1, 0.1)
+        self.weight = nn.Parameter(torch.empty(num_classes, context_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(num_classes, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The weight uniform within 0.1 of zero, as an AWD-LSTM's, and no bias. Layers have this for themselves."""
+        self.weight.uniform_(-0.1, 0.1)
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def extra_repr(self) -> str:
+        names = ("in_features", "num_classes", "num_components", "context_features")
+        shown = [f"{name}={value}" for name in names if (value := getattr(self, name, None)) is not None]
+        return ", ".join([*shown, f"bias={self.bias is not None}"] + [f"options={self.options}"] * bool(self.options))
 
     @abstractmethod
     def components(self, hidden: Tensor) -> Components:
         """Contexts (*, K, D) and prior logits (*, K) of hidden states (*, H)."""
 
+    def _components(self, hidden: Tensor) -> Components:
+        if self.in_features is not None and hidden.shape[-1:] != (self.in_features,):
+            raise ValueError(f"hidden: expected shape (*, {self.in_features}), got {tuple(hidden.shape)}")
+        return self.components(hidden)
+
     def tie(self, embedding: nn.Parameter) -> None:
         """Use an input embedding (V, D) as the output embedding."""
+        if not isinstance(embedding, nn.Parameter):
+            raise TypeError(f"embedding: expected a parameter, as embedding.weight, got {type(embedding).__name__}")
         if embedding.shape != self.weight.shape:
             raise ValueError(f"embedding: expected shape {tuple(self.weight.shape)}, got {tuple(embedding.shape)}")
         self.weight = embedding
 
     def forward(self, hidden: Tensor, target: Tensor, *, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
         """Loss in nats of hidden (*, H) for target (*): a scalar, or (*) for ``reduction="none"``."""
-        context, prior_logits = self.components(hidden)
+        context, prior_logits = self._components(hidden)
         return mixture_cross_entropy(
             context,
             prior_logits,
@@ -65,6 +96,7 @@ class Head(nn.Module, ABC):
             bias=self.bias,
             ignore_index=ignore_index,
             reduction=reduction,
+            implementation=self.implementation,
             options=self.options,
         )
 
@@ -75,7 +107,7 @@ class Head(nn.Module, ABC):
 
         A head with one softmax at its end, which a mixture of contexts has too, is one component.
         """
-        context, prior_logits = self.components(hidden)
+        context, prior_logits = self._components(hidden)
         return mixture_statistics(
             context,
             prior_logits,
@@ -84,21 +116,31 @@ class Head(nn.Module, ABC):
             bias=self.bias,
             ignore_index=ignore_index,
             reduction=reduction,
+            implementation=self.implementation,
             options=self.options,
         )
 
     def log_prob(self, hidden: Tensor) -> Tensor:
-        """Normalised log-probabilities (*, V). Not differentiable."""
-        with torch.no_grad():
-            context, prior_logits = self.components(hidden)
+        """Normalised log-probabilities (*, V) of hidden (*, H): see ``mixture_log_prob``."""
+        context, prior_logits = self._components(hidden)
         return mixture_log_prob(context, prior_logits, self.weight, bias=self.bias, options=self.options)
 
+    @torch.no_grad()
     def predict(self, hidden: Tensor) -> Tensor:
         """The most probable class (*) of each hidden state."""
         return self.log_prob(hidden).argmax(dim=-1)
 
 
+def dropout_of(module: nn.Module | None) -> nn.Module:
+    """The module that a head applies to its contexts."""
+    if module is None:
+        return nn.Identity()
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"context_dropout: expected a module, as nn.Dropout(0.1), got {module!r}")
+    return module
+
+
 def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}: expected at least 1, got {size}")
+        if not isinstance(size, Integral) or size < 1:
+            raise ValueError(f"{name}: expected a whole number from 1 on, got {size!r}")

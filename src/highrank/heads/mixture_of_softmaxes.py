@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from highrank.functional import LossOptions
-from highrank.heads.head import Components, Head, check_sizes
+from highrank.heads.head import Components, Head, check_sizes, dropout_of
 
 __all__ = ["MixtureOfSoftmaxes"]
 
@@ -30,15 +30,23 @@ class MixtureOfSoftmaxes(Head):
         bias: bool = True,
         context_dropout: nn.Module | None = None,
         options: LossOptions | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         check_sizes(in_features=in_features, num_components=num_components)
         super().__init__(
-            num_classes, in_features if context_features is None else context_features, bias=bias, options=options
+            num_classes,
+            in_features if context_features is None else context_features,
+            bias=bias,
+            options=options,
+            device=device,
+            dtype=dtype,
         )
+        self.in_features = in_features
         self.num_components = num_components
-        self.prior = nn.Linear(in_features, num_components, bias=False)
-        self.projection = nn.Linear(in_features, num_components * self.context_features)
-        self.context_dropout = context_dropout or nn.Identity()
+        self.prior = nn.Linear(in_features, num_components, bias=False, device=device, dtype=dtype)
+        self.projection = nn.Linear(in_features, num_components * self.context_features, device=device, dtype=dtype)
+        self.context_dropout = dropout_of(context_dropout)
 
     def components(self, hidden: Tensor) -> Components:
         context = torch.tanh(self.projection(hidden))

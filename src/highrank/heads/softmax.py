@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from highrank.functional import LossOptions
-from highrank.heads.head import Components, Head, check_sizes
+from highrank.heads.head import Components, Head, check_sizes, dropout_of
 
 __all__ = ["Softmax"]
 
@@ -29,13 +29,23 @@ class Softmax(Head):
         bias: bool = True,
         context_dropout: nn.Module | None = None,
         options: LossOptions | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         check_sizes(in_features=in_features)
         super().__init__(
-            num_classes, in_features if context_features is None else context_features, bias=bias, options=options
+            num_classes,
+            in_features if context_features is None else context_features,
+            bias=bias,
+            options=options,
+            device=device,
+            dtype=dtype,
         )
-        self.projection = None if context_features is None else nn.Linear(in_features, context_features)
-        self.context_dropout = context_dropout or nn.Identity()
+        self.in_features = in_features
+        self.projection = (
+            None if context_features is None else nn.Linear(in_features, context_features, device=device, dtype=dtype)
+        )
+        self.context_dropout = dropout_of(context_dropout)
 
     def components(self, hidden: Tensor) -> Components:
         context = hidden if self.projection is None else torch.tanh(self.projection(hidden))

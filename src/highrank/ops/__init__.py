@@ -7,8 +7,9 @@ or their sum, which is differentiable, and the joint log-probabilities of compon
 """
 
 from highrank.ops.factored import factored_loss
+from highrank.ops.log_prob import fused_log_prob
 from highrank.ops.options import LossOptions
 from highrank.ops.table import IMPLEMENTATIONS, choose
 from highrank.ops.walk import Settings
 
-__all__ = ["IMPLEMENTATIONS", "LossOptions", "Settings", "choose", "factored_loss"]
+__all__ = ["IMPLEMENTATIONS", "LossOptions", "Settings", "choose", "factored_loss", "fused_log_prob"]

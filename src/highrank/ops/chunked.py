@@ -19,7 +19,16 @@ from torch import Tensor
 
 from highrank.ops.walk import Gradients, Needs, Settings, round_up
 
-__all__ = ["mixture_log_prob", "softmax_rows", "subtract_targets", "walk"]
+__all__ = [
+    "block_buffer",
+    "logits_of",
+    "softmax_rows",
+    "strip_buffer",
+    "strips",
+    "subtract_targets",
+    "vector_rows",
+    "walk",
+]
 
 # Rows that begin on a vector's boundary: a ragged V or D costs a matrix product on a CPU much of its speed, by the
 # strides alone. At WikiText-2's (V = 33,278, D = 300) the bare products on plain tensors take longer than the whole
@@ -47,14 +56,14 @@ def walk(
     """See ``ops.walk.Walk``."""
     tokens, components, features = context.shape
     dtype = settings.accumulation_dtype
-    buffer_RU = _buffer(context, weight, settings)
-    strip_SU = _strip(buffer_RU, components, settings)
+    buffer_RU = block_buffer(context, weight, settings)
+    strip_SU = strip_buffer(buffer_RU, components, settings)
     block = len(buffer_RU) // components
     joint_NK = torch.log_softmax(prior_logits.to(dtype), dim=-1)
     grads = Gradients(
         context.new_empty(context.shape) if needs.context else None,
         torch.softmax(prior_logits.to(dtype), dim=-1) if needs.prior_logits else None,
-        _rows(weight.new_zeros, len(weight), features, dtype) if needs.weight else None,
+        vector_rows(weight.new_zeros, len(weight), features, dtype) if needs.weight else None,
         weight.new_zeros(len(weight), dtype=dtype) if needs.bias else None,
     )
     differentiated = token_weight is not None and (needs.context or needs.weight or needs.bias)
@@ -64,8 +73,8 @@ def walk(
         context_RD = context[part].reshape(-1, features)
         target_R1 = target[part].repeat_interleave(components).unsqueeze(1)
         joint_bK = joint_NK[part]  # b = tokens in block
-        block_RU = _logits(context_RD, weight, bias, buffer_RU[: len(context_RD)])
-        for rows, wide_RU in _strips(block_RU, strip_SU, write=differentiated):
+        block_RU = logits_of(context_RD, weight, bias, buffer_RU[: len(context_RD)])
+        for rows, wide_RU in strips(block_RU, strip_SU, write=differentiated):
             log_prob_R = _softmax_in_place(wide_RU, context_RD[rows], weight, bias, target_R1[rows])
             joint_bK.view(-1)[rows] += log_prob_R
             if differentiated:
@@ -99,18 +108,18 @@ def walk(
     return joint_NK, grads
 
 
-def _rows(new: Callable[..., Tensor], rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+def vector_rows(new: Callable[..., Tensor], rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     """(rows, columns), a view of a tensor whose rows are a whole number of vectors long."""
     return new((rows, round_up(columns, ROW_BYTES // dtype.itemsize)), dtype=dtype)[:, :columns]
 
 
 def _logits_buffer(rows: int, weight: Tensor) -> Tensor:
     """Room for rows of logits (R, U): U = V made round."""
-    columns = _rows(weight.new_empty, 0, len(weight), weight.dtype).stride(0)
+    columns = vector_rows(weight.new_empty, 0, len(weight), weight.dtype).stride(0)
     return weight.new_empty((rows, columns))
 
 
-def _buffer(context: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+def block_buffer(context: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     """Room for a block of logits: R = rows = tokens in block * K."""
     tokens, components, features = context.shape
     widest = max(_logits_buffer(0, weight).stride(0), features)  # the products have rows of D numbers
@@ -118,7 +127,7 @@ def _buffer(context: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     return _logits_buffer(min(block, max(tokens, 1)) * components, weight)
 
 
-def _strip(buffer_RU: Tensor, components: int, settings: Settings) -> Tensor | None:
+def strip_buffer(buffer_RU: Tensor, components: int, settings: Settings) -> Tensor | None:
     """Room for some tokens of a block in the accumulation dtype; None where the block has it."""
     dtype = settings.accumulation_dtype
     if buffer_RU.dtype == dtype:
@@ -129,7 +138,7 @@ def _strip(buffer_RU: Tensor, components: int, settings: Settings) -> Tensor | N
     return buffer_RU.new_empty((rows, columns), dtype=dtype)
 
 
-def _strips(block_RU: Tensor, strip_SU: Tensor | None, *, write: bool) -> Iterator[tuple[slice, Tensor]]:
+def strips(block_RU: Tensor, strip_SU: Tensor | None, *, write: bool) -> Iterator[tuple[slice, Tensor]]:
     """A block in the dtype of the strip, some rows at a time: which they are, and themselves, to be changed in place;
     with ``write`` the block has the changes after. Without a strip it is the block itself, at once."""
     if strip_SU is None:
@@ -147,7 +156,7 @@ def softmax_rows(
     context_RD: Tensor, weight: Tensor, bias: Tensor | None, target_R1: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The probabilities (R, V) of all classes, and the log-probability (R) of each row's target, in ``dtype``."""
-    logits_RU = _logits(context_RD, weight, bias, _logits_buffer(len(context_RD), weight)).to(dtype)
+    logits_RU = logits_of(context_RD, weight, bias, _logits_buffer(len(context_RD), weight)).to(dtype)
     log_prob_R = _softmax_in_place(logits_RU, context_RD, weight, bias, target_R1)
     return logits_RU[:, : len(weight)], log_prob_R
 
@@ -157,7 +166,7 @@ def subtract_targets(prob_RV: Tensor, target_R1: Tensor) -> None:
     prob_RV.scatter_(1, target_R1, prob_RV.gather(1, target_R1) - 1)
 
 
-def _logits(context_RD: Tensor, weight: Tensor, bias: Tensor | None, out_RU: Tensor) -> Tensor:
+def logits_of(context_RD: Tensor, weight: Tensor, bias: Tensor | None, out_RU: Tensor) -> Tensor:
     """``out_RU`` filled: -inf where there is no class."""
     out_RV = out_RU[:, : len(weight)]
     out_RU[:, len(weight) :] = -torch.inf
@@ -236,29 +245,5 @@ def _add_products(
             for first in range(0, len(product_VD), step):
                 grads.weight[first : first + step].add_(product_VD[first : first + step])
     if grads.bias is not None:
-        for rows, wide_SV in _strips(grad_RV, strip_SU, write=False):
+        for rows, wide_SV in strips(grad_RV, strip_SU, write=False):
             grads.bias.addmv_(wide_SV.t(), row_weight_R1[rows].squeeze(1))
-
-
-def mixture_log_prob(
-    context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings
-) -> Tensor:
-    """Log-probabilities (N, V) of the mixture without (N, K, V). Not differentiable: the loss is what trains."""
-    tokens, components, features = context.shape
-    classes, dtype = weight.shape[0], settings.accumulation_dtype
-    buffer_RU = _buffer(context, weight, settings)
-    strip_SU = _strip(buffer_RU, components, settings)
-    block = len(buffer_RU) // components
-    log_prior_NK = torch.log_softmax(prior_logits.to(dtype), dim=-1)
-    log_prob_NV = context.new_empty((tokens, classes), dtype=dtype)
-    for start in range(0, tokens, block):
-        part = slice(start, min(start + block, tokens))
-        context_RD = context[part].reshape(-1, features)
-        block_RU = _logits(context_RD, weight, bias, buffer_RU[: len(context_RD)])
-        for rows, wide_RU in _strips(block_RU, strip_SU, write=False):
-            some = slice(start + rows.start // components, start + rows.stop // components)
-            logits_sKV = wide_RU.view(-1, components, wide_RU.shape[1])[..., :classes]  # s = tokens in strip
-            # log pi_k - lse_k is one number a row, so the components are joined by one logsumexp over K.
-            shift_sK1 = (log_prior_NK[some] - logits_sKV.logsumexp(dim=2)).unsqueeze(2)
-            log_prob_NV[some] = logits_sKV.add_(shift_sK1).logsumexp(dim=1)
-    return log_prob_NV

@@ -27,13 +27,24 @@ from torch.autograd import forward_ad
 from highrank.ops.target import check_target
 from highrank.ops.walk import Gradients, Needs, Settings, Walk
 
-__all__ = ["fused_loss"]
+__all__ = [
+    "define",
+    "fake_outputs",
+    "for_inputs",
+    "fused_loss",
+    "outputs",
+    "refuse_forward_mode",
+    "refuse_functional_gradient",
+    "refuse_second_derivative",
+]
 
 WALKS: dict[str, Walk] = {}  # filled by ops.table: the arguments of an operator can name a function but not carry it
 
 INPUTS = "Tensor context, Tensor prior_logits, Tensor weight, Tensor? bias, Tensor target"
 HOW = "int ignore_index, str implementation, int block_bytes, ScalarType accumulation_dtype, float min_posterior"
 NO_NEEDS = Needs(False, False, False, False)
+WHAT = "the fused mixture loss"
+INSTEAD = "; use implementation='reference'"  # of the function, or as an attribute of a head
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]  # what may have a gradient, in the order of Gradients and Needs
 How = tuple[int, str, int, torch.dtype, float]
@@ -57,11 +68,11 @@ def fused_loss(
     """
     how = (ignore_index, implementation, settings.block_bytes, settings.accumulation_dtype, settings.min_posterior)
     inputs = (context, prior_logits, weight, bias)
-    _refuse_forward_mode(inputs)
-    _refuse_functional_gradient(inputs)
+    refuse_forward_mode(inputs)
+    refuse_functional_gradient(inputs)
     if summed and context.dtype != torch.float16:
         # Below autograd an operator cannot know what requires a gradient, and under no_grad nothing does.
-        needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
+        needs = [torch.is_grad_enabled() and x is not None and _requires_grad(x) for x in inputs]
         loss, joint_NK, *_ = torch.ops.highrank.mixture_loss_sum(*inputs, target, *how, needs)
         return loss, joint_NK
     loss_N, joint_NK = torch.ops.highrank.mixture_losses(*inputs, target, *how)
@@ -88,7 +99,7 @@ def _walk(
     return loss_N, joint_NK, grads
 
 
-def _outputs(grads: Gradients, inputs: Inputs) -> list[Tensor]:
+def outputs(grads: Gradients, inputs: Inputs) -> list[Tensor]:
     """The gradients as an operator returns them: in the inputs' dtypes, empty where there is none."""
     return [
         inputs[0].new_empty(0) if grad is None or x is None else grad.to(x.dtype).contiguous()
@@ -96,45 +107,51 @@ def _outputs(grads: Gradients, inputs: Inputs) -> list[Tensor]:
     ]
 
 
-def _fake_outputs(needs: Needs, inputs: Inputs) -> list[Tensor]:
+def fake_outputs(needs: Needs, inputs: Inputs) -> list[Tensor]:
     empty = (x.new_empty(x.shape) if x is not None and need else None for x, need in zip(inputs, needs, strict=True))
-    return _outputs(Gradients(*empty), inputs)
+    return outputs(Gradients(*empty), inputs)
 
 
-def _refuse_second_derivative() -> None:
+def _requires_grad(x: Tensor) -> bool:
+    if not torch.compiler.is_compiling():
+        # Under vmap it is the batch that may require a gradient, not what is seen of it.
+        while torch._C._functorch.is_batchedtensor(x):
+            x = torch._C._functorch.get_unwrapped(x)
+    return x.requires_grad
+
+
+def refuse_second_derivative(what: str = WHAT, instead: str = INSTEAD) -> None:
     # Grad mode is on in backward only under create_graph; the result would have no graph, and a penalty on the gradient
     # would vanish without a word.
     if torch.is_grad_enabled():
-        raise RuntimeError(
-            "the fused mixture loss has no second derivative (create_graph=True); use implementation='reference'"
-        )
+        raise RuntimeError(f"{what} has no second derivative (create_graph=True){instead}")
 
 
-def _refuse_forward_mode(inputs: Inputs) -> None:
+def refuse_forward_mode(inputs: Inputs, what: str = WHAT, instead: str = INSTEAD) -> None:
     # An operator without a rule for it would drop the tangents without a word. A compiler does not see those of the
     # arguments that it traces with, but it does trace again when a dual level is entered.
     unseen = torch.compiler.is_compiling() and forward_ad._current_level >= 0
     if unseen or any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in inputs):
-        raise RuntimeError("the fused mixture loss has no forward-mode derivative; use implementation='reference'")
+        raise RuntimeError(f"{what} has no forward-mode derivative{instead}")
 
 
-def _refuse_functional_gradient(inputs: Inputs) -> None:
+def refuse_functional_gradient(inputs: Inputs, what: str = WHAT, instead: str = INSTEAD) -> None:
     # PyTorch would refuse too, but speak of the inside of an autograd.Function. (A compiler cannot ask this.)
     functional = not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
     if functional and any(
         x is not None and x.requires_grad and torch._C._functorch.is_gradtrackingtensor(x) for x in inputs
     ):
-        raise RuntimeError("the fused mixture loss has no torch.func derivative; use implementation='reference'")
+        raise RuntimeError(f"{what} has no torch.func derivative{instead}")
 
 
-def _for_inputs(ctx: Any, grads: Any) -> tuple[Tensor | None, ...]:
+def for_inputs(ctx: Any, grads: Any) -> tuple[Tensor | None, ...]:
     """A gradient for every argument of an operator; None for those without."""
     needs = ctx.needs_input_grad
     wanted = (grad if need else None for grad, need in zip(grads, needs[:4], strict=True))
     return (*wanted, *[None] * (len(needs) - 4))
 
 
-def _define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+def define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """``torch.ops.highrank.NAME`` is ``kernel`` on every device, and ``fake`` where only shapes are asked for."""
     # A compiler whose graph broke before the operator would try to compile what is in it. Where nobody has imported it
     # nobody compiles, and the first call of this (as of torch.compiler.disable itself) would import it.
@@ -155,16 +172,16 @@ def _loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, target, how, needs = arguments[:4], arguments[4], arguments[5:10], Needs(*arguments[10])
     token_weight = target.new_ones(target.shape, dtype=how[3]) if any(needs) else None
     loss_N, joint_NK, grads = _walk(inputs, target, how, token_weight, needs)
-    return loss_N.sum(), joint_NK, *_outputs(grads, inputs)
+    return loss_N.sum(), joint_NK, *outputs(grads, inputs)
 
 
 def _fake_loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, how, needs = arguments[:4], arguments[5:10], Needs(*arguments[10])
     joint_NK = inputs[1].new_empty(inputs[1].shape, dtype=how[3])
-    return joint_NK.new_empty(()), joint_NK, *_fake_outputs(needs, inputs)
+    return joint_NK.new_empty(()), joint_NK, *fake_outputs(needs, inputs)
 
 
-_define(
+define(
     "mixture_loss_sum",
     f"({INPUTS}, {HOW}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _loss_sum,
@@ -181,11 +198,11 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 def _scale_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if upstream is None:
         return (None,) * len(ctx.needs_input_grad)
-    _refuse_second_derivative()
+    refuse_second_derivative()
     # The factor has no dimension, so the gradients keep their dtype; rounded to half precision it would tilt them all.
     if _is_plain(upstream) and _is_last_backward():  # nobody else has seen these tensors, and nobody will
-        return _for_inputs(ctx, [grad.mul_(upstream) for grad in ctx.saved_tensors])
-    return _for_inputs(ctx, [grad * upstream for grad in ctx.saved_tensors])
+        return for_inputs(ctx, [grad.mul_(upstream) for grad in ctx.saved_tensors])
+    return for_inputs(ctx, [grad * upstream for grad in ctx.saved_tensors])
 
 
 def _is_plain(upstream: Tensor) -> bool:
@@ -221,20 +238,20 @@ def _fake_losses(*arguments: Any) -> tuple[Tensor, Tensor]:
     return joint_NK.new_empty(target.shape), joint_NK
 
 
-_define("mixture_losses", f"({INPUTS}, {HOW}) -> (Tensor, Tensor)", _losses, _fake_losses)
+define("mixture_losses", f"({INPUTS}, {HOW}) -> (Tensor, Tensor)", _losses, _fake_losses)
 
 
 def _gradients(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, target, how, token_weight, needs = arguments[:4], arguments[4], arguments[5:10], *arguments[10:]
     _, _, grads = _walk(inputs, target, how, token_weight, Needs(*needs))
-    return tuple(_outputs(grads, inputs))
+    return tuple(outputs(grads, inputs))
 
 
 def _fake_gradients(*arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(_fake_outputs(Needs(*arguments[-1]), arguments[:4]))
+    return tuple(fake_outputs(Needs(*arguments[-1]), arguments[:4]))
 
 
-_define(
+define(
     "mixture_gradients",
     f"({INPUTS}, {HOW}, Tensor token_weight, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
     _gradients,
@@ -252,10 +269,10 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 def _walk_again(ctx: Any, upstream_N: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if upstream_N is None:
         return (None,) * len(ctx.needs_input_grad)
-    _refuse_second_derivative()
+    refuse_second_derivative()
     needs = list(ctx.needs_input_grad[:4])
     grads = torch.ops.highrank.mixture_gradients(*ctx.saved_tensors, *ctx.how, upstream_N, needs)
-    return _for_inputs(ctx, grads)
+    return for_inputs(ctx, grads)
 
 
 torch.library.register_autograd("highrank::mixture_losses", _walk_again, setup_context=_keep_inputs)

@@ -1,6 +1,7 @@
 """What a caller may say about how the loss is computed."""
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from types import MappingProxyType
 
 import torch
@@ -42,16 +43,20 @@ class LossOptions:
     min_posterior: float | None = None
 
     def __post_init__(self) -> None:
-        if self.block_bytes is not None and not (isinstance(self.block_bytes, int) and self.block_bytes > 0):
+        if self.block_bytes is not None and not (isinstance(self.block_bytes, Integral) and self.block_bytes > 0):
             raise ValueError(f"block_bytes: expected a positive number of bytes, got {self.block_bytes!r}")
         if self.accumulation_dtype not in (None, torch.float32, torch.float64):
-            raise ValueError(f"accumulation_dtype: expected float32 or float64, got {self.accumulation_dtype}")
-        if self.min_posterior is not None and not 0 <= self.min_posterior < 1:
-            raise ValueError(f"min_posterior: expected a number from 0 to below 1, got {self.min_posterior}")
+            raise ValueError(
+                f"accumulation_dtype: expected torch.float32 or torch.float64, got {self.accumulation_dtype!r}"
+            )
+        if self.min_posterior is not None and not (
+            isinstance(self.min_posterior, Real) and 0 <= self.min_posterior < 1
+        ):
+            raise ValueError(f"min_posterior: expected a number from 0 to below 1, got {self.min_posterior!r}")
 
     def block_bytes_for(self, device_type: str, num_classes: int, context_features: int) -> int:
         if self.block_bytes is not None:
-            return self.block_bytes
+            return int(self.block_bytes)
         least = DEFAULT_BLOCK_BYTES["cpu" if device_type == "cpu" else "other"]
         return max(least, 4 * num_classes * context_features)
 

@@ -1,0 +1,177 @@
+"""Log-probabilities of all classes (N, V), and their gradients, block by block: (N, K, V) is never stored.
+
+For one token, with the upstream gradient G[v] of log p(v) and the posterior r_k[v] = P(component k | class v),
+
+    log p(v)             = logsumexp_k( log pi_k + z_k[v] - lse_k )
+    g_k[v]               = G[v] * r_k[v],   mass_k = sum_v g_k[v]
+    d / d z_k[v]         = g_k[v] - mass_k * softmax(z_k)[v]
+    d / d prior_logits_k = mass_k - pi_k * sum_j mass_j
+
+Backward keeps the inputs and the result, and computes the logits of each block again: four matrix products in all.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from highrank.ops.chunked import block_buffer, logits_of, strip_buffer, strips, vector_rows
+from highrank.ops.operator import (
+    define,
+    fake_outputs,
+    for_inputs,
+    outputs,
+    refuse_forward_mode,
+    refuse_functional_gradient,
+    refuse_second_derivative,
+)
+from highrank.ops.walk import Gradients, Needs, Settings
+
+__all__ = ["fused_log_prob"]
+
+WHAT = "the fused log-probability"
+INSTEAD = "; compute it with torch.log_softmax and torch.logsumexp"
+ARGUMENTS = (
+    "Tensor context, Tensor prior_logits, Tensor weight, Tensor? bias, int block_bytes, ScalarType accumulation_dtype"
+)
+
+
+def fused_log_prob(
+    context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings
+) -> Tensor:
+    """(N, V) in the accumulation dtype, differentiable, of context (N, K, D), prior_logits (N, K), weight (V, D) and
+    bias (V)."""
+    inputs = (context, prior_logits, weight, bias)
+    refuse_forward_mode(inputs, WHAT, INSTEAD)
+    refuse_functional_gradient(inputs, WHAT, INSTEAD)
+    log_prob_NV: Tensor = torch.ops.highrank.mixture_log_prob(
+        *inputs, settings.block_bytes, settings.accumulation_dtype
+    )
+    return log_prob_NV
+
+
+def _log_prob(
+    context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None, block_bytes: int, dtype: torch.dtype
+) -> Tensor:
+    tokens, components, features = context.shape
+    classes, settings = weight.shape[0], Settings(block_bytes, dtype, 0.0)
+    buffer_RU = block_buffer(context, weight, settings)
+    strip_SU = strip_buffer(buffer_RU, components, settings)
+    block = len(buffer_RU) // components
+    log_prior_NK = torch.log_softmax(prior_logits.to(dtype), dim=-1)
+    log_prob_NV = context.new_empty((tokens, classes), dtype=dtype)
+    for start in range(0, tokens, block):
+        part = slice(start, min(start + block, tokens))
+        context_RD = context[part].reshape(-1, features)
+        block_RU = logits_of(context_RD, weight, bias, buffer_RU[: len(context_RD)])
+        for rows, wide_RU in strips(block_RU, strip_SU, write=False):
+            some = slice(start + rows.start // components, start + rows.stop // components)
+            logits_sKV = wide_RU.view(-1, components, wide_RU.shape[1])[..., :classes]  # s = tokens in strip
+            # log pi_k - lse_k is one number a row, so the components are joined by one logsumexp over K.
+            shift_sK1 = (log_prior_NK[some] - logits_sKV.logsumexp(dim=2)).unsqueeze(2)
+            log_prob_NV[some] = logits_sKV.add_(shift_sK1).logsumexp(dim=1)
+    return log_prob_NV
+
+
+def _fake_log_prob(
+    context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None, block_bytes: int, dtype: torch.dtype
+) -> Tensor:
+    return context.new_empty((context.shape[0], weight.shape[0]), dtype=dtype)
+
+
+define("mixture_log_prob", f"({ARGUMENTS}) -> Tensor", _log_prob, _fake_log_prob)
+
+
+def _gradients(*arguments: Any) -> tuple[Tensor, ...]:
+    context, prior_logits, weight, bias, block_bytes, dtype, log_prob_NV, upstream_NV, needs = arguments
+    settings = Settings(block_bytes, dtype, 0.0)
+    grads = _walk(context, prior_logits, weight, bias, settings, log_prob_NV, upstream_NV, Needs(*needs))
+    return tuple(outputs(grads, (context, prior_logits, weight, bias)))
+
+
+def _fake_gradients(*arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(fake_outputs(Needs(*arguments[-1]), arguments[:4]))
+
+
+define(
+    "mixture_log_prob_gradients",
+    f"({ARGUMENTS}, Tensor log_prob, Tensor upstream, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+    _gradients,
+    _fake_gradients,
+)
+
+
+def _walk(
+    context: Tensor,
+    prior_logits: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    settings: Settings,
+    log_prob_NV: Tensor,
+    upstream_NV: Tensor,
+    needs: Needs,
+) -> Gradients:
+    """The gradients of ``(upstream * log_prob).sum()``."""
+    tokens, components, features = context.shape
+    classes, dtype = weight.shape[0], settings.accumulation_dtype
+    buffer_RU = block_buffer(context, weight, settings)
+    block = len(buffer_RU) // components
+    # In the accumulation dtype: the logits' block, where it has another, and their gradients'.
+    joint_RU = buffer_RU if buffer_RU.dtype == dtype else torch.empty_like(buffer_RU, dtype=dtype)
+    grad_RU = torch.empty_like(joint_RU)
+    prior_logits_NK = prior_logits.to(dtype)
+    log_prior_NK1 = torch.log_softmax(prior_logits_NK, dim=-1).unsqueeze(2)
+    mass_NK = prior_logits_NK.new_empty(prior_logits.shape)
+    grads = Gradients(
+        context.new_empty(context.shape) if needs.context else None,
+        None,
+        vector_rows(weight.new_zeros, classes, features, dtype) if needs.weight else None,
+        weight.new_zeros(classes, dtype=dtype) if needs.bias else None,
+    )
+    for start in range(0, tokens, block):
+        part = slice(start, min(start + block, tokens))
+        context_RD = context[part].reshape(-1, features)
+        rows = len(context_RD)
+        logits_RU = logits_of(context_RD, weight, bias, buffer_RU[:rows])
+        if joint_RU is not buffer_RU:
+            logits_RU = joint_RU[:rows].copy_(logits_RU)
+        joint_bKV, grad_bKV = (x.view(-1, components, x.shape[1])[..., :classes] for x in (logits_RU, grad_RU[:rows]))
+        joint_bKV.add_(log_prior_NK1[part] - joint_bKV.logsumexp(dim=2, keepdim=True))
+        # A class of no probability: as in logsumexp, its gradient is zero, not the difference of two infinities.
+        log_prob_b1V = log_prob_NV[part].unsqueeze(1)
+        torch.sub(joint_bKV, log_prob_b1V.masked_fill(log_prob_b1V == -torch.inf, 0), out=grad_bKV)
+        grad_bKV.exp_().mul_(upstream_NV[part].unsqueeze(1))
+        mass_bK1 = grad_bKV.sum(dim=2, keepdim=True)
+        mass_NK[part] = mass_bK1.squeeze(2)
+        prob_bKV = joint_bKV.sub_(log_prior_NK1[part]).exp_()
+        grad_RV = grad_bKV.addcmul_(prob_bKV, mass_bK1, value=-1).view(rows, classes)
+        if grads.bias is not None:
+            grads.bias.add_(grad_RV.sum(dim=0))
+        grad_RV = grad_RV.to(weight.dtype)
+        if grads.context is not None:
+            torch.mm(grad_RV, weight, out=grads.context[part].view(-1, features))
+        if grads.weight is not None:
+            grads.weight.add_(torch.mm(grad_RV.t(), context_RD))
+    if needs.prior_logits:
+        prior_NK = torch.softmax(prior_logits_NK, dim=-1)
+        grads = grads._replace(prior_logits=mass_NK - prior_NK * mass_NK.sum(dim=1, keepdim=True))
+    return grads
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:4], output)
+    ctx.how = inputs[4:]
+
+
+def _backward(ctx: Any, upstream_NV: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream_NV is None:
+        return (None,) * len(ctx.needs_input_grad)
+    refuse_second_derivative(WHAT, INSTEAD)
+    *inputs, log_prob_NV = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:4])
+    grads = torch.ops.highrank.mixture_log_prob_gradients(*inputs, *ctx.how, log_prob_NV, upstream_NV, needs)
+    return for_inputs(ctx, grads)
+
+
+torch.library.register_autograd("highrank::mixture_log_prob", _backward, setup_context=_keep)

@@ -1,0 +1,212 @@
+"""Log-probabilities of all classes as an operator: exact gradients, bounded memory, compilers, and what is refused."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from benchmarks.harness import memory_of
+from highrank.functional import LossOptions, mixture_log_prob
+from highrank.heads import MixtureOfSoftmaxes
+from highrank.ops import reference
+from tests.implementations import block_of
+from tests.parity import INPUTS, Problem, make_problem
+
+SIZES = ((5, 3, 7), (1, 1, 7), (6, 1, 16), (0, 2, 7))  # tokens, components, classes
+
+
+def leaves(problem: Problem, needs: tuple[bool, ...] = (True,) * 4) -> list[Tensor | None]:
+    inputs = [getattr(problem, name) for name in INPUTS]
+    return [
+        None if x is None else x.detach().clone().requires_grad_(need) for x, need in zip(inputs, needs, strict=True)
+    ]
+
+
+def gradients(log_prob: Tensor, inputs: list[Tensor | None], upstream: Tensor) -> list[Tensor | None]:
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(log_prob, wanted, upstream))
+    return [next(found) if x is not None and x.requires_grad else None for x in inputs]
+
+
+def both(problem: Problem, inputs: list[Tensor | None], options: LossOptions | None = None) -> tuple[Tensor, Tensor]:
+    """Ours and the definition."""
+    context, prior_logits, weight, bias = inputs
+    assert context is not None
+    assert prior_logits is not None
+    assert weight is not None
+    ours = mixture_log_prob(context, prior_logits, weight, bias=bias, options=options)
+    return ours, reference.mixture_log_prob(context, prior_logits, weight, bias)
+
+
+@pytest.mark.parametrize("tokens_per_block", [1, 4, 100])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("tokens", "components", "classes"), SIZES)
+def test_gradients_are_those_of_the_definition(
+    tokens: int, components: int, classes: int, bias: bool, tokens_per_block: int
+) -> None:
+    problem = make_problem(tokens, components=components, classes=classes, scale=4.0, bias=bias)
+    inputs = leaves(problem)
+    ours, theirs = both(problem, inputs, block_of(tokens_per_block, problem))
+    upstream = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
+    for mine, yours in zip(gradients(ours, inputs, upstream), gradients(theirs, inputs, upstream), strict=True):
+        torch.testing.assert_close(mine, yours, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("needs", [needs for needs in product((True, False), repeat=4) if any(needs)])
+def test_every_subset_of_gradients(needs: tuple[bool, ...]) -> None:
+    problem = make_problem(4, 2)
+    inputs = leaves(problem, needs)
+    ours, theirs = both(problem, inputs)
+    upstream = torch.ones((), dtype=ours.dtype).expand_as(ours)  # as from a sum: no memory of its own
+    mine, yours = gradients(ours, inputs, upstream), gradients(theirs, inputs, upstream)
+    assert [x is not None for x in mine] == list(needs)
+    torch.testing.assert_close([x for x in mine if x is not None], [x for x in yours if x is not None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_no_worse_than_the_definition_in_the_same_dtype(dtype: torch.dtype) -> None:
+    exact = make_problem(40, components=4, features=24, classes=301, scale=2.0, dtype=dtype)
+    upstream = torch.randn(40, 301, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    wide = leaves(exact.to(torch.float64))
+    truth = gradients(both(exact, wide)[1], wide, upstream)
+    short = leaves(exact)
+    ours, theirs = both(exact, short, LossOptions(block_bytes=20_000))
+    found = [gradients(each, short, upstream.to(each.dtype)) for each in (ours, theirs)]
+    for name, true, mine, naive in zip(INPUTS, truth, *found, strict=True):
+        assert true is not None
+        assert mine is not None
+        assert naive is not None
+        assert mine.dtype == dtype
+        error, of_naive = ((x.double() - true).norm() / true.norm() for x in (mine, naive))
+        assert error <= of_naive + 4 * torch.finfo(dtype).eps, name
+
+
+def test_gradcheck() -> None:
+    inputs = leaves(make_problem(3))
+    assert torch.autograd.gradcheck(
+        lambda context, prior_logits, weight, bias: mixture_log_prob(context, prior_logits, weight, bias=bias), inputs
+    )
+
+
+def test_a_class_that_is_not_there_has_no_gradient() -> None:
+    problem = make_problem(5)
+    assert problem.bias is not None
+    problem.bias[[1, 4]] = -torch.inf
+    inputs = leaves(problem)
+    ours, _ = both(problem, inputs)
+    assert ours[:, [1, 4]].eq(-torch.inf).all()
+    there = ours.new_ones(7).index_fill_(0, torch.tensor([1, 4]), 0)
+    found = gradients(ours, inputs, there.expand_as(ours))
+    small = leaves(problem)
+    keep = there.nonzero().squeeze(1)
+    context, prior_logits, weight, bias = small
+    assert context is not None
+    assert prior_logits is not None
+    assert weight is not None
+    assert bias is not None
+    without = reference.mixture_log_prob(context, prior_logits, weight[keep], bias[keep])
+    wanted = gradients(without, small, torch.ones_like(without))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_loss_of_all_classes_trains_a_head() -> None:
+    torch.manual_seed(0)
+    head = MixtureOfSoftmaxes(6, 11, num_components=3, context_features=4)
+    teacher, hidden = torch.randn(40, 11).log_softmax(-1), torch.randn(40, 6)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    losses = []
+    for _ in range(60):
+        loss = torch.nn.functional.kl_div(head.log_prob(hidden), teacher, log_target=True, reduction="batchmean")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_backward_stores_two_blocks() -> None:
+    problem = make_problem(300, components=5, features=16, classes=2000, dtype=torch.float32)
+    inputs = leaves(problem)
+    options = LossOptions(block_bytes=500_000)
+    ours, _ = both(problem, inputs, options)
+    wanted = [x for x in inputs if x is not None]
+    upstream = torch.ones((), dtype=ours.dtype).expand_as(ours)
+    used = memory_of(lambda: torch.autograd.grad(ours, wanted, upstream))
+    own = sum(4 * x.numel() for x in wanted)
+    assert used.peak_bytes <= 2.4 * options.block_bytes + 3 * own
+    assert used.peak_bytes < 4 * 300 * 5 * 2000 / 5
+
+
+def test_opcheck() -> None:
+    problem = make_problem(7)
+    how = (1000, torch.float64)
+    ops = torch.ops.highrank
+    torch.library.opcheck(ops.mixture_log_prob.default, (*leaves(problem), *how))
+    inputs = leaves(problem, (False,) * 4)
+    log_prob = ops.mixture_log_prob(*inputs, *how)
+    arguments = (*inputs, *how, log_prob, torch.randn_like(log_prob), [True, False, True, True])
+    torch.library.opcheck(ops.mixture_log_prob_gradients.default, arguments)
+
+
+class LogProb(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = MixtureOfSoftmaxes(6, 23, num_components=3, context_features=5)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.head.log_prob(hidden)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own modules
+def test_it_compiles_without_a_graph_break() -> None:
+    torch.manual_seed(0)
+    model, hidden = LogProb(), torch.randn(4, 3, 6)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    for tokens in (4, 9):
+        hidden = torch.randn(tokens, 3, 6)
+        torch.testing.assert_close(compiled(hidden), model(hidden))
+    compiled(hidden).pow(2).sum().backward()
+    found = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    model(hidden).pow(2).sum().backward()
+    torch.testing.assert_close(found, [parameter.grad for parameter in model.parameters()])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("strict", [True, False])
+def test_it_is_exported_with_any_number_of_tokens(strict: bool) -> None:
+    torch.manual_seed(0)
+    model = LogProb().eval()
+    tokens = torch.export.Dim("tokens", min=1, max=64)
+    program = torch.export.export(model, (torch.randn(4, 6),), dynamic_shapes=({0: tokens},), strict=strict)
+    hidden = torch.randn(9, 6)
+    torch.testing.assert_close(program.module()(hidden), model(hidden))
+
+
+def test_under_autocast_products_are_short_and_gradients_are_the_inputs() -> None:
+    inputs = leaves(make_problem(5, dtype=torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, _ = both(make_problem(5), inputs)
+        assert ours.dtype == torch.float32
+    found = gradients(ours, inputs, torch.ones_like(ours))
+    assert all(x is not None and x.dtype == torch.float32 for x in found)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own modules
+def test_what_is_not_supported_is_refused() -> None:
+    context, prior_logits, weight, bias = leaves(make_problem(3))
+    assert context is not None
+    assert prior_logits is not None
+    assert weight is not None
+    log_prob = mixture_log_prob(context, prior_logits, weight, bias=bias)
+    with pytest.raises(RuntimeError, match=r"the fused log-probability has no second derivative .*torch\.logsumexp"):
+        torch.autograd.grad(log_prob.sum(), [weight], create_graph=True)
+    with (
+        forward_ad.dual_level(),
+        pytest.raises(RuntimeError, match="the fused log-probability has no forward-mode derivative"),
+    ):
+        mixture_log_prob(forward_ad.make_dual(context, context), prior_logits, weight)
+    with pytest.raises(RuntimeError, match=r"the fused log-probability has no torch\.func derivative"):
+        torch.func.grad(lambda x: mixture_log_prob(x, prior_logits, weight).sum())(context)
