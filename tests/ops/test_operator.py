@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+from highrank import mixture_cross_entropy
 from highrank.heads import MixtureOfSoftmaxes
 from tests.implementations import every_reduction
 from tests.parity import INPUTS, make_problem
@@ -257,3 +258,40 @@ def test_two_workers_have_the_gradients_of_one(wrapper: str, reduction: str, tmp
         assert found.keys() == expected.keys()
         for name, grad in found.items():
             torch.testing.assert_close(grad, expected[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_a_batch_under_vmap_has_the_gradients_of_a_loop(implementation: str, reduction: str) -> None:
+    problem = make_problem(4, 5)
+    inputs = [problem.context, problem.prior_logits, problem.weight, problem.bias]
+    leaves = [x.requires_grad_() for x in inputs if x is not None]
+    context, prior_logits, weight, bias = leaves
+
+    def loss(context: Tensor, prior_logits: Tensor, target: Tensor) -> Tensor:
+        return mixture_cross_entropy(
+            context, prior_logits, weight, target, bias=bias, implementation=implementation, reduction=reduction
+        )
+
+    batch = (context, prior_logits, problem.target)
+    one_by_one = torch.stack([loss(*each) for each in zip(*batch, strict=True)])
+    together = torch.func.vmap(loss)(*batch)
+    torch.testing.assert_close(together, one_by_one)
+    upstream = torch.randn(together.shape, dtype=together.dtype)
+    wanted = torch.autograd.grad(one_by_one, leaves, upstream)
+    torch.testing.assert_close(torch.autograd.grad(together, leaves, upstream), wanted)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_definition_has_a_gradient_for_each_sample() -> None:
+    problem = make_problem(4)
+
+    def loss(context: Tensor, prior_logits: Tensor, target: Tensor) -> Tensor:
+        return mixture_cross_entropy(context, prior_logits, problem.weight, target, implementation="reference")
+
+    found = torch.func.vmap(torch.func.grad(loss))(problem.context, problem.prior_logits, problem.target)
+    for index, gradient in enumerate(found):
+        context = problem.context[index].clone().requires_grad_()
+        loss(context, problem.prior_logits[index], problem.target[index]).backward()
+        torch.testing.assert_close(gradient, context.grad)

@@ -9,9 +9,9 @@ __all__ = ["check_target"]
 def check_target(target: Tensor, num_classes: int, ignore_index: int) -> None:
     """Raises ValueError for one that is neither a class nor ``ignore_index``.
 
-    On a CPU only: elsewhere to look at a value would make the host wait. Nor can it be done for a batch under vmap.
+    On a CPU only: elsewhere to look at a value would make the host wait. Nor can one look at a batch under ``torch.func``.
     """
-    if target.device.type != "cpu" or torch._C._functorch.is_batchedtensor(target):
+    if target.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(target):
         return
     wrong = (target != ignore_index) & ((target < 0) | (target >= num_classes))
     if bool(wrong.any()):
