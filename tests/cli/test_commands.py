@@ -210,8 +210,8 @@ def test_not_a_run_folder(tmp_path: Path) -> None:
         ("valid", None, ("no valid.txt",)),
         ("test", b"", ("test.txt", "empty")),
         ("train", b"good words\nbad \xff words\n", ("train.txt", "not UTF-8", "line 2")),
-        ("train", b"a b c\n", ("train.txt", "too few", "batch of 6")),
-        ("valid", b"in the\n", ("valid.txt", "too few", "batch of 4")),
+        ("train", b"a b c\n", ("train.txt", "too few", "batch of 6", "a smaller train.batch or")),
+        ("valid", b"in the\n", ("valid.txt", "too few", "batch of 4", "a smaller train.valid_batch or")),
     ],
 )
 def test_text_that_cannot_be_used(

@@ -65,8 +65,11 @@ def test_a_batch_larger_than_the_text_is_one_clear_line() -> None:
         message = str(caught.value)
         assert message.startswith(f"train.txt: {length} tokens are too few for a batch of {batch} columns")
         assert f"at least {2 * batch}" in message
+        assert message.endswith("; use a smaller batch or more text")
         assert "\n" not in message
         assert Columns(text(2 * batch), batch).length == 2
+    with pytest.raises(UserError, match=r"; use a smaller train\.batch or more text$"):
+        Columns(text(3), 2, setting="train.batch")
 
 
 def lengths(seed: int, bptt: int, delta: int, count: int = 4000) -> NDArray[np.int64]:

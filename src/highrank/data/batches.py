@@ -36,16 +36,25 @@ class Segment(NamedTuple):
 
 
 class Columns:
-    """A text cut into ``batch`` columns of equal length, the remainder dropped. Reads only what a segment needs."""
+    """A text cut into ``batch`` columns of equal length, the remainder dropped. Reads only what a segment needs.
+
+    Raises UserError for a text that is too short, in the words ``what`` it is and which ``setting`` the batch is.
+    """
 
     def __init__(
-        self, tokens: NDArray[np.int32], batch: int, *, what: str = "text", shortest: int = SHORTEST_COLUMN
+        self,
+        tokens: NDArray[np.int32],
+        batch: int,
+        *,
+        what: str = "text",
+        setting: str = "batch",
+        shortest: int = SHORTEST_COLUMN,
     ) -> None:
         length = len(tokens) // batch
         if length < shortest:
             raise UserError(
                 f"{what}: {len(tokens)} tokens are too few for a batch of {batch} columns, "
-                f"which needs at least {shortest * batch}; use a smaller batch or more text"
+                f"which needs at least {shortest * batch}; use a smaller {setting} or more text"
             )
         self._columns = tokens[: length * batch].reshape(batch, length)
         self._turns: NDArray[np.int64] | None = None

@@ -78,8 +78,11 @@ class StageSettings:
 
 def training_columns(config: Config, corpus: Corpus) -> Columns:
     """The training text in columns. Raises UserError if it, or the validation text, is too short for its batch."""
-    Columns(corpus.tokens["valid"], config.train.valid_batch, what="valid.txt")  # refused now, not after an epoch
-    return Columns(corpus.tokens["train"], config.train.batch, what="train.txt", shortest=SHORTEST_TRAINING_COLUMN)
+    train, tokens = config.train, corpus.tokens
+    Columns(tokens["valid"], train.valid_batch, what="valid.txt", setting="train.valid_batch")  # not after an epoch
+    return Columns(
+        tokens["train"], train.batch, what="train.txt", setting="train.batch", shortest=SHORTEST_TRAINING_COLUMN
+    )
 
 
 def check_workers(config: Config, workers: int) -> None:
