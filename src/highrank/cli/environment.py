@@ -5,7 +5,7 @@ import os
 __all__ = ["DEFAULTS"]
 
 DEFAULTS = {
-    # Threads that wait for one another spin by default, GNU's for milliseconds: beside other programs that is the
+    # Threads that wait for one another spin by default, GNU's for milliseconds: beside two busy programs that is the
     # slowest way for a small model. Asleep at once they must be woken at every operation. So they look a thousand
     # times, some microseconds, and then sleep (benchmarks/bench_waiting_threads.py).
     "OMP_WAIT_POLICY": "PASSIVE",
