@@ -14,7 +14,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "import",
         help="make a run folder of a model of the 2017 code",
         description="Make a run folder of the state_dict of a model of the 2017 code (a mixture of softmaxes, or an "
-        "AWD-LSTM). evaluate, dynamic-eval, finetune and generate then work on it.",
+        "AWD-LSTM). Every command that takes a run works on it; only training cannot go on, since the file holds no "
+        "optimizer's state.",
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="a state_dict: .pt, .npz or .safetensors")
     parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run folder to make")
