@@ -16,7 +16,7 @@ BY_HAND = {
     "model": "one model: the AWD-LSTM with the head of `model.head`",
     "single_gpu": "`--workers 1`, the default",
     "continue_train": "`--resume`, which goes on to the same bits",
-    "log-interval": "none: a line every few seconds, the mean of every 50 updates and each validation in `metrics.jsonl`",
+    "log-interval": "none: a line every few seconds, means of 50 updates and each validation in `metrics.jsonl`",
 }
 FINETUNE = BY_HAND | {
     "data": "none: the run knows its text; `--data DIR` where it has moved",

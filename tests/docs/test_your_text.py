@@ -30,7 +30,10 @@ def made_of(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, times: 
         ("हिन्दी में किताब।", ["हिन्दी", "में", "किताब", "।"]),
         ("בְּרֵאשִׁית בָּרָא,", ["בְּרֵאשִׁית", "בָּרָא", ","]),
         ("می\u200cخواهم.", ["می\u200cخواهم", "."]),
-        ("an \N{HEAVY BLACK HEART}\N{VARIATION SELECTOR-16}!", ["an", "\N{HEAVY BLACK HEART}\N{VARIATION SELECTOR-16}", "!"]),
+        (
+            "an \N{HEAVY BLACK HEART}\N{VARIATION SELECTOR-16}!",
+            ["an", "\N{HEAVY BLACK HEART}\N{VARIATION SELECTOR-16}", "!"],
+        ),
     ],
 )
 def test_words_stay_whole(line: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,17 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils.checkpoint import checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from highrank import mixture_cross_entropy
 from highrank.heads import MixtureOfSoftmaxes
@@ -124,6 +127,34 @@ def test_activation_checkpointing(reduction: str) -> None:
     assert_equal_gradients(gradients(checkpointed, checkpointed), gradients(plain, plain))
 
 
+class Walks(TorchDispatchMode):
+    """Counts the walks of the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.highrank.mixture_loss_sum.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("kept", "walks"), [([], 2), ([torch.ops.highrank.mixture_loss_sum.default], 1)])
+def test_selective_checkpointing_walks_once(kept: list[Any], walks: int) -> None:
+    plain, model = twins("mean")
+    contexts = partial(create_selective_checkpoint_contexts, kept)
+
+    def call(x: Tensor, target: Tensor) -> Tensor:
+        loss = checkpoint(model, x, target, use_reentrant=False, context_fn=contexts)
+        assert isinstance(loss, Tensor)
+        return loss
+
+    with Walks() as counted:
+        found = gradients(model, call)
+    assert counted.count == walks
+    assert_equal_gradients(found, gradients(plain, plain))
+
+
 # Shapes only ----------------------------------------------------------------------------------------------------------
 
 
@@ -228,11 +259,15 @@ def work(rank: int, world: int, wrapper: str, reduction: str, results: str) -> N
         if wrapper == "ddp":
             wrapped: nn.Module = nn.parallel.DistributedDataParallel(model)
         else:
-            from torch.distributed.fsdp import fully_shard
+            from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
             mesh = torch.distributed.init_device_mesh("cpu", (world,))
+            hidden = torch.ones(2, 10)
+            expected = model.head.log_prob(hidden)
             fully_shard(model.head, mesh=mesh)
             wrapped = fully_shard(model, mesh=mesh)
+            for method in ("log_prob", "predict", "statistics"):
+                register_fsdp_forward_method(model.head, method)
         loss = wrapped(x[part], target[part])
         (loss.mean() if reduction == "none" else loss).backward()
         found = {}
@@ -241,6 +276,10 @@ def work(rank: int, world: int, wrapper: str, reduction: str, results: str) -> N
             assert grad is not None
             found[name] = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
         torch.save(found, f"{results}.{rank}")
+        if wrapper == "fsdp":  # the head alone, after the whole model
+            torch.testing.assert_close(model.head.log_prob(hidden), expected)
+            assert model.head.predict(hidden).equal(expected.argmax(-1))
+            assert model.head.statistics(hidden, target[:2]).posterior.shape == (2, 3)
         torch.distributed.barrier()  # who leaves first would take the connection away from the other
     finally:
         torch.distributed.destroy_process_group()
