@@ -3,6 +3,8 @@
 ``python -m benchmarks.scaling [--recipe R] [--device cuda] [--measured-workers W]`` measures a pass over one
 micro-batch, the rest of a step and the sum over workers, puts them together for 1 to 64 workers, checks the model on
 as many workers as asked, and writes results/scaling.DEVICE.json. The words are random: time does not depend on them.
+Everything is measured with one thread a process, as torchrun starts its workers: the parts too, or they would be those
+of a worker with more cores.
 """
 
 import argparse
@@ -13,7 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec.structs
@@ -36,6 +39,7 @@ WORKERS = (1, 2, 3, 4, 8, 16, 32, 64)
 SEGMENTS = 40  # of text: more than any measurement walks
 LATENCY_BYTES = 8  # the sum of one number: nothing but latency
 FLOAT64_BYTES = 8
+THREADS = 1  # of a worker
 
 
 def with_micro_batches(config: Config, count: int) -> Config:
@@ -56,6 +60,16 @@ def step_of(config: Config, device: torch.device, workers: Workers = ALONE) -> C
         return time.perf_counter() - began
 
     return step
+
+
+@contextmanager
+def threads_of_a_worker() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def median_s(calls: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
@@ -132,6 +146,11 @@ def main() -> int:
     parser.add_argument("--measured-workers", type=int, default=2)
     parser.add_argument("--inside", type=int, default=0, help=argparse.SUPPRESS)  # bytes: one of the workers
     arguments = parser.parse_args()
+    with threads_of_a_worker():
+        return measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> int:
     config, device = read_config(find_recipe(arguments.recipe)), choose_device(arguments.device)
     if arguments.inside:
         print(json.dumps(between_workers(config, device, arguments.repeats, arguments.inside)))
@@ -140,7 +159,8 @@ def main() -> int:
     workers = min(
         arguments.measured_workers, torch.cuda.device_count() if device.type == "cuda" else os.cpu_count() or 1
     )
-    result: dict[str, Any] = {"recipe": arguments.recipe, "device": str(device), "parts": measured}
+    result: dict[str, Any] = {"recipe": arguments.recipe, "device": str(device)}
+    result |= {"threads_a_worker": torch.get_num_threads(), "parts": measured}
     links = {f"{gigabits} Gbit/s, as a link is sold": (gigabits / 8 * 1e9, 5e-5) for gigabits in (1, 10, 100)}
     if workers > 1:
         together = _together(workers, int(measured["sum_bytes"]), sys.argv[1:])
