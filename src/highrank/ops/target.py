@@ -9,7 +9,8 @@ __all__ = ["check_target"]
 def check_target(target: Tensor, num_classes: int, ignore_index: int) -> None:
     """Raises ValueError for one that is neither a class nor ``ignore_index``.
 
-    On a CPU only: elsewhere to look at a value would make the host wait. Nor can one look at a batch under ``torch.func``.
+    On a CPU only: elsewhere to look at a value would make the host wait. Nor can one look at a batch under
+    ``torch.func``.
     """
     if target.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(target):
         return
