@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec.structs
+import msgspec
 from options import (
     finetune_config,
     finetune_parser,
@@ -24,9 +24,8 @@ from options import (
 from highrank.cli.launch import launch, launched
 from highrank.cli.output import notice
 from highrank.cli.stage import interruptible, machine
-from highrank.files import write_text
-from highrank.runs import Config, RunFolder, at_work, to_toml
-from highrank.train import corpus_of, finetune
+from highrank.runs import Config, RunFolder, at_work
+from highrank.train import Machine, corpus_of, finetune, set_later_settings
 
 
 def main() -> int:
@@ -39,7 +38,7 @@ def main() -> int:
         if (workers := workers_for(config, gpus(arguments))) > 1:
             return launch(sys.argv, workers, after_loss=device.after_loss)
     with machine(device) as where, interruptible(where) as ending, at_work(Path(arguments.save), where.workers):
-        run = where.workers.first(lambda: open_run(arguments, config))
+        run = where.workers.first(lambda: open_run(arguments, config, where))
         corpus = corpus_of(run, arguments.data, display=where.display)
         finetune(run, corpus, where, resume=arguments.continue_train)
         print_perplexities(run, corpus, "finetune", where)
@@ -48,11 +47,11 @@ def main() -> int:
     return ending.exit_code
 
 
-def open_run(arguments: argparse.Namespace, config: Config) -> RunFolder:
+def open_run(arguments: argparse.Namespace, config: Config, where: Machine) -> RunFolder:
     """The run with the settings of this stage, of which [finetune] is written down in it."""
+    own = [f"finetune.{name}={value}" for name, value in msgspec.to_builtins(config.finetune).items()]
     run = RunFolder.open(Path(arguments.save))
-    if arguments.continue_train or not run.stage_folder("finetune").exists():
-        write_text(run.path / "config.toml", to_toml(msgspec.structs.replace(run.config, finetune=config.finetune)))
+    run = set_later_settings(run, own, resume=arguments.continue_train, notice=where.display.message)
     return replace(run, config=config)
 
 

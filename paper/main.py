@@ -26,7 +26,7 @@ from highrank.cli.launch import launch, launched
 from highrank.cli.stage import interruptible, machine
 from highrank.data import Corpus
 from highrank.runs import Config, RunFolder
-from highrank.train import corpus_for, open_or_create, train
+from highrank.train import Machine, corpus_for, open_or_create, train
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def main() -> int:
         return launch(sys.argv, workers, after_loss=device.after_loss)
     with machine(device) as where, interruptible(where) as ending:
         corpus = corpus_for(config, check_data(arguments.data), display=where.display)
-        run = where.workers.first(lambda: open_run(arguments, config, corpus, where.workers.count))
+        run = where.workers.first(lambda: open_run(arguments, config, corpus, where))
         train(run, corpus, where, resume=arguments.continue_train)
         print_perplexities(run, corpus, "train", where)
     if ending.exit_code and where.workers.is_first:
@@ -53,9 +53,16 @@ def main() -> int:
     return ending.exit_code
 
 
-def open_run(arguments: argparse.Namespace, config: Config, corpus: Corpus, workers: int) -> RunFolder:
+def open_run(arguments: argparse.Namespace, config: Config, corpus: Corpus, where: Machine) -> RunFolder:
     name = arguments.save if arguments.continue_train else f"{arguments.save}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = open_or_create(Path(name), config, corpus, resume=arguments.continue_train, workers=workers)
+    run = open_or_create(
+        Path(name),
+        config,
+        corpus,
+        resume=arguments.continue_train,
+        workers=where.workers.count,
+        notice=where.display.message,
+    )
     print(f"run folder: {run.path}", flush=True)
     return run
 

@@ -38,10 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
     from highrank.train import corpus_of, finetune, set_later_settings
 
     with machine(arguments) as where, interruptible(where) as ending:
+        opened = where.workers.first(lambda: RunFolder.open(arguments.folder))
+        corpus = corpus_of(opened, arguments.data, display=where.display)
         run_folder = where.workers.first(
-            lambda: set_later_settings(RunFolder.open(arguments.folder), arguments.overrides)
+            lambda: set_later_settings(
+                opened, arguments.overrides, resume=arguments.resume, notice=where.display.message
+            )
         )
-        corpus = corpus_of(run_folder, arguments.data, display=where.display)
         figures = finetune(run_folder, corpus, where, resume=arguments.resume)
     if ending.exit_code or not where.workers.is_first:
         return ending.exit_code

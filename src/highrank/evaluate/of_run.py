@@ -121,6 +121,7 @@ def dynamic_evaluate_run(
             if trial.loss_nats != float("inf")
         ]
     result["settings"] = settings._asdict()
+    result["statistics_batch"] = run.config.dynamic.batch
     for split in splits:
         evaluation = dynamic_evaluate(
             model, corpus.tokens[split], statistics, settings, what=f"dynamic evaluation: {split}", display=display
@@ -171,7 +172,9 @@ def known_statistics(
 def has_dynamic_result(run: RunFolder, stage: str, settings: DynamicSettings, *splits: str) -> bool:
     """Is the recorded dynamic evaluation of this stage, with these settings, and has it these splits?"""
     recorded = run.results.get("dynamic", {})
-    same = (recorded.get("stage"), recorded.get("settings")) == (stage, settings._asdict())
+    batch = run.config.dynamic.batch  # which earlier versions did not record
+    found = recorded.get("stage"), recorded.get("settings"), recorded.get("statistics_batch", batch)
+    same = found == (stage, settings._asdict(), batch)
     return same and all(split in recorded for split in splits)
 
 

@@ -21,7 +21,7 @@ from highrank.report.passage_view import passage_data, passage_words
 from highrank.report.results import STAGE_TITLES, paper_of, result_rows
 from highrank.report.training_figures import MEASURES
 from highrank.runs import to_toml
-from highrank.runs.comparison import differing_settings
+from highrank.runs.config import differing_settings
 from highrank.runs.listing import tempered_figures
 from highrank.runs.measured import Components, RankFigures
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from highrank.errors import UserError
 from highrank.files import explained, file_sha256, new_folder, remove_folder, to_disk
 from highrank.reading import file_size, read_json
+from highrank.runs.records import checkpoint_folders
 from highrank.runs.tensors import read_tensors, write_tensors
 from highrank.runs.verify import written_differently
 
@@ -80,11 +81,6 @@ def latest_checkpoint(folder: Path, *, notice: Callable[[str], None]) -> Checkpo
     if reason is not None:
         raise UserError(f"{folder}: no checkpoint can be read; the newest: {reason}")
     return None
-
-
-def checkpoint_folders(folder: Path) -> list[Path]:
-    """Those of a stage, newest first, whatever is in them."""
-    return sorted(folder.glob("checkpoint-*"), reverse=True)
 
 
 def _read_back(path: Path, temporary: Path, contents: Mapping[str, Mapping[str, Tensor]], text: str) -> None:

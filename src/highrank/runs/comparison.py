@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
 from highrank.data.vocabulary import Vocabulary
 from highrank.errors import UserError
-from highrank.runs.config import Config
+from highrank.runs.config import differing_settings
 from highrank.runs.listing import DamagedRun, RunSummary, is_run, summarise
 from highrank.runs.measured import (
     COMPONENTS_FILE,
@@ -22,7 +20,7 @@ from highrank.runs.measured import (
     read_rank,
 )
 
-__all__ = ["Comparison", "compare", "differing_settings"]
+__all__ = ["Comparison", "compare"]
 
 Figures = TypeVar("Figures", RankFigures, Components)
 
@@ -51,12 +49,6 @@ def compare(paths: Sequence[Path]) -> Comparison:
     return Comparison(runs, settings, rank, components, tuple(_obstacles(runs)), tuple(notes))
 
 
-def differing_settings(configs: Sequence[Config]) -> dict[str, list[Any]]:
-    """By ``section.key`` of each setting that differs its value in every configuration."""
-    first, *_ = flat = [_flat(config) for config in configs]
-    return {name: [each[name] for each in flat] for name in first if any(each[name] != first[name] for each in flat)}
-
-
 def _measured(run: Path, name: str, read: Callable[[Path], Figures], notes: list[str]) -> Figures | None:
     path = run / name
     if not path.exists():
@@ -79,14 +71,6 @@ def _whole(path: Path) -> RunSummary:
     if isinstance(found, DamagedRun):
         raise UserError(f"{path}: damaged: {found.problem}; see highrank doctor {path}")
     return found
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    return {
-        f"{section}.{key}": value
-        for section, settings in msgspec.to_builtins(config).items()
-        for key, value in settings.items()
-    }
 
 
 def _obstacles(runs: Sequence[RunSummary]) -> list[str]:

@@ -1,10 +1,11 @@
 """The settings of a run: frozen typed sections, read from TOML, overridden by ``section.key=value``."""
 
 import difflib
+import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -15,7 +16,17 @@ from msgspec import Meta
 from highrank.errors import UserError
 from highrank.reading import read_bytes
 
-__all__ = ["Config", "nearest_spelling", "parse_config", "read_config", "read_whole_config", "to_toml", "to_whole_toml"]
+__all__ = [
+    "Config",
+    "changed_settings",
+    "differing_settings",
+    "nearest_spelling",
+    "parse_config",
+    "read_config",
+    "read_whole_config",
+    "to_toml",
+    "to_whole_toml",
+]
 
 # The upper ends keep sizes computed from them within 64 bits, and leave room for anything that a machine can hold.
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -233,6 +244,26 @@ def to_whole_toml(config: Config) -> str:
     """The same below their number, which tells whether the file was cut short."""
     number = sum(len(settings) for settings in msgspec.to_builtins(config).values())
     return f"# {number} settings; with fewer this file was cut short.\n{to_toml(config)}"
+
+
+def differing_settings(configs: Sequence[Config]) -> dict[str, list[Any]]:
+    """By ``section.key`` of each setting that differs its value in every configuration."""
+    first, *_ = flat = [_flat(config) for config in configs]
+    return {name: [each[name] for each in flat] for name in first if any(each[name] != first[name] for each in flat)}
+
+
+def changed_settings(before: Config, after: Config) -> dict[str, tuple[str, str]]:
+    """By ``section.key`` of each setting that differs its value before and after, as config.toml has it."""
+    differing = differing_settings([before, after])
+    return {name: (json.dumps(old), json.dumps(new)) for name, (old, new) in differing.items()}
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    return {
+        f"{section}.{key}": value
+        for section, settings in msgspec.to_builtins(config).items()
+        for key, value in settings.items()
+    }
 
 
 def _from_toml(text: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +24,9 @@ from highrank.data import Corpus, Vocabulary, is_published
 from highrank.errors import UserError
 from highrank.files import append_line, explained, new_file, new_folder, remove_leftovers, write_text
 from highrank.models import LanguageModel
+from highrank.progress import SILENT
 from highrank.runs.build import build_model
-from highrank.runs.config import Config, read_whole_config, to_toml, to_whole_toml
+from highrank.runs.config import Config, changed_settings, read_whole_config, to_whole_toml
 from highrank.runs.lock import writing
 from highrank.runs.records import STAGES, best_model_path, read_facts, read_metrics, read_results
 from highrank.runs.tensors import put_model_tensors, read_tensors, write_tensors
@@ -205,14 +206,15 @@ class RunFolder:
     def results(self) -> dict[str, Any]:
         return read_results(self.path)
 
-    def change_config(self, config: Config) -> "RunFolder":
-        """The run with another configuration, which is written and logged."""
-        before, after = (to_toml(each).splitlines() for each in (self.config, config))
-        changes = [f"{old} -> {new}" for old, new in zip(before, after, strict=True) if old != new]
+    def change_config(self, config: Config, *, notice: Callable[[str], None] = SILENT.message) -> "RunFolder":
+        """The run with another configuration, which is written; what has changed is logged and said to ``notice``."""
+        changes = [f"{name} {old} -> {new}" for name, (old, new) in changed_settings(self.config, config).items()]
         with explained(self.path):
             write_text(self.path / "config.toml", to_whole_toml(config))
         if changes:
-            self.log(f"settings changed: {'; '.join(changes)}")
+            said = f"settings changed: {'; '.join(changes)}"
+            self.log(said)
+            notice(said)
         return replace(self, config=config)
 
     def forget_results(self, *names: str) -> None:

@@ -1,9 +1,10 @@
 """What a run folder says about itself, checked as it is read. Without PyTorch, which a listing could not wait for.
 
 run.json  metrics.jsonl  results.json       beside config.toml, which ``config`` reads
-train/  finetune/                           of the best model only its sizes
+train/  finetune/                           of the best model only its sizes, of checkpoints only where they stand
 """
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -15,7 +16,18 @@ import safetensors
 from highrank.errors import UserError
 from highrank.reading import check_safetensors_header, file_size, read_json
 
-__all__ = ["STAGES", "best_model_path", "model_size", "read_facts", "read_metrics", "read_results"]
+__all__ = [
+    "STAGES",
+    "Standing",
+    "best_model_path",
+    "checkpoint_folders",
+    "has_ended",
+    "model_size",
+    "read_facts",
+    "read_metrics",
+    "read_results",
+    "read_standing",
+]
 
 STAGES = ("train", "finetune")
 LONGEST_RECORD_BYTES = 1 << 16
@@ -59,8 +71,43 @@ class StageResult(msgspec.Struct):
     elapsed_s: float = 0.0
 
 
+class Standing(msgspec.Struct):
+    """Where a stage stands, as its newest checkpoint has it. ``step`` counts updates."""
+
+    epoch: int
+    step: int
+    finished: bool
+    elapsed_s: float
+
+
+class CheckpointState(msgspec.Struct):
+    position: Standing
+
+
 def best_model_path(run: Path, stage: str) -> Path:
     return run / stage / "model.safetensors"
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Those of a stage, newest first, whatever is in them."""
+    return sorted(folder.glob("checkpoint-*"), reverse=True)
+
+
+def read_standing(run: Path, stage: str) -> Standing | None:
+    """Of the newest checkpoint that says it; None without one. The tensors beside it are not looked at."""
+    for folder in checkpoint_folders(run / stage):
+        with contextlib.suppress(UserError):
+            return msgspec.convert(_read_checked(folder / "state.json", CheckpointState), CheckpointState).position
+    return None
+
+
+def has_ended(run: Path, stage: str) -> bool:
+    """Has the stage come to its end? Then what it learned, and what was measured of it, is of the settings it had."""
+    if not best_model_path(run, stage).exists():  # it was removed, to be begun anew
+        return False
+    standing = read_standing(run, stage)
+    # A kill may fall between the last checkpoint and the result; and checkpoints may be removed to save space.
+    return (standing is not None and standing.finished) or "valid_perplexity" in read_results(run).get(stage, {})
 
 
 def model_size(path: Path) -> int:

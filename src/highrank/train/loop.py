@@ -17,6 +17,7 @@ from highrank.progress import READ_EVERY_S, SILENT, Display
 from highrank.random import derived_seed
 from highrank.runs import Checkpoint, Config, RunFolder, build_model, describe_device, latest_checkpoint
 from highrank.runs.device import multiplies_bfloat16
+from highrank.runs.records import checkpoint_folders
 from highrank.runs.tensors import model_tensors, put_model_tensors, read_tensors
 from highrank.train.averaging import averaged_weights, is_stalled
 from highrank.train.embedding_norms import set_norms_from_counts
@@ -27,7 +28,7 @@ from highrank.train.state import Position, StageState
 from highrank.train.update import update
 from highrank.workers import ALONE, Workers
 
-__all__ = ["StageSettings", "check_workers", "train_stage", "training_columns"]
+__all__ = ["StageSettings", "check_can_go_on", "check_workers", "train_stage", "training_columns"]
 
 RECORD_EVERY_STEPS = 50
 EXPLODED_AFTER_STEPS = 10  # a single segment may be bad at the start of a run
@@ -96,6 +97,13 @@ def check_workers(config: Config, workers: int) -> None:
         )
 
 
+def check_can_go_on(run: RunFolder, stage: str) -> None:
+    """Raises UserError if the stage has a model, but neither checkpoint nor record of how it was made."""
+    has_model = run.best_model_path(stage).exists()
+    if has_model and not checkpoint_folders(run.stage_folder(stage)) and not run.metrics():
+        raise UserError(f"{run.path}: has a model but no checkpoint of {stage} to go on from (an imported run?)")
+
+
 def train_stage(
     run: RunFolder,
     stage: str,
@@ -119,8 +127,11 @@ def train_stage(
     workers.first(lambda: check_workers(config, workers.count))
     workers.first(lambda: run.remove_leftovers(stage))
     state = _first_state(run, stage, corpus, device, workers)
-    if resume:
-        _restore_last(run, stage, state, display, workers)
+    checkpoint = workers.first(lambda: _last_checkpoint(run, stage, display)) if resume else None
+    if checkpoint is None:
+        workers.first(lambda: _forget_all(run, stage))
+    else:
+        _restore(checkpoint, run, stage, state, display, workers)
     first_step = state.position.step + 1
     workers.first(lambda: run.begin_stage(stage))
     workers.first(lambda: run.log(f"{stage}: update {first_step} on, {describe_device(device, workers.count)}"))
@@ -173,10 +184,8 @@ def _trained_model(run: RunFolder) -> tuple[dict[str, Tensor], str]:
 
 
 def _last_checkpoint(run: RunFolder, stage: str, display: Display) -> Checkpoint | None:
-    checkpoint = latest_checkpoint(run.stage_folder(stage), notice=display.message)
-    if checkpoint is None and run.best_model_path(stage).exists() and not run.metrics():
-        raise UserError(f"{run.path}: has a model but no checkpoint of {stage} to go on from (an imported run?)")
-    return checkpoint
+    check_can_go_on(run, stage)
+    return latest_checkpoint(run.stage_folder(stage), notice=display.message)
 
 
 def _forget_what_comes_again(run: RunFolder, stage: str, position: Position) -> None:
@@ -185,11 +194,16 @@ def _forget_what_comes_again(run: RunFolder, stage: str, position: Position) -> 
     run.forget_metrics_after(stage, position.step, len(position.history))
 
 
-def _restore_last(run: RunFolder, stage: str, state: StageState, display: Display, workers: Workers) -> None:
-    checkpoint = workers.first(lambda: _last_checkpoint(run, stage, display))
-    if checkpoint is None:
-        workers.first(lambda: run.forget_metrics_after(stage, 0, 0))
-        return
+def _forget_all(run: RunFolder, stage: str) -> None:
+    """What is left of a stage that begins anew, because its folder was removed or it was killed before it saved."""
+    run.forget_metrics_after(stage, 0, 0)
+    if stage in run.results:
+        run.forget_results(stage, "dynamic")
+
+
+def _restore(
+    checkpoint: Checkpoint, run: RunFolder, stage: str, state: StageState, display: Display, workers: Workers
+) -> None:
     started_from = state.position.started_from
     state.restore(checkpoint)
     if state.position.started_from != started_from:

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,15 @@ from msgspec.structs import replace
 from highrank.data import Corpus, find_corpus, is_published, load_corpus
 from highrank.errors import UserError
 from highrank.progress import SILENT, Display
-from highrank.runs import Config, RunFolder, at_work, parse_config, to_toml, writing
-from highrank.train.loop import check_workers, train_stage, training_columns
+from highrank.runs import STAGES, Config, RunFolder, at_work, parse_config, writing
+from highrank.runs.config import changed_settings
+from highrank.runs.records import has_ended
+from highrank.train.loop import check_can_go_on, check_workers, train_stage, training_columns
 from highrank.workers import ALONE, Workers
 
 __all__ = ["Machine", "corpus_for", "corpus_of", "finetune", "open_or_create", "set_later_settings", "train"]
+
+STAGE_IN_WORDS = {"train": "training", "finetune": "fine-tuning"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ def open_or_create(
 ) -> RunFolder:
     """A new run folder, or with ``resume`` the one that is there, if it was made of the same configuration and text.
 
-    What may change on the way: the rate and clipping of training, and the settings of later stages. It is logged.
+    What may change on the way, logged and said to ``notice``: the rate and clipping of training, and the settings of
+    later stages. Those of a stage that has come to its end stay, and ``notice`` is told of others that were asked for.
     """
     training_columns(config, corpus)  # before anything is written
     check_workers(config, workers)
@@ -78,30 +83,62 @@ def open_or_create(
         return RunFolder.create(path, config, corpus.vocabulary, corpus)
     run = RunFolder.open(path)
     begun = run.config
-    train_may_change = replace(begun.train, lr=config.train.lr, clip=config.train.clip)
-    if config != replace(begun, train=train_may_change, finetune=config.finetune, dynamic=config.dynamic):
-        changed = _first_difference(to_toml(begun), to_toml(config))
+    rate_and_clip = replace(begun.train, lr=config.train.lr, clip=config.train.clip)
+    may_be = replace(begun, train=rate_and_clip, finetune=config.finetune, dynamic=config.dynamic)
+    if fixed := changed_settings(may_be, config):
+        changed = "; ".join(f"{name} = {old}, now {new}" for name, (old, new) in fixed.items())
         raise UserError(
             f"{path}: the run was started with other settings ({changed}); resume with the same, or start anew"
         )
     run.check_corpus(corpus)
+    check_can_go_on(run, "train")
+    config = _with_settings_of_the_ended(run, config, notice)
     # Not only where they differ: in the file of an earlier version defaults stand in for settings that it lacks.
     if tomllib.loads((path / "config.toml").read_text(encoding="utf-8")) == msgspec.to_builtins(config):
         return run
     with at_work(path):
-        return run.change_config(config)
+        return run.change_config(config, notice=notice)
 
 
-def set_later_settings(run: RunFolder, overrides: Sequence[str]) -> RunFolder:
-    """Change what a trained run is still free to change: the settings of fine-tuning and dynamic evaluation."""
+def _with_settings_of_the_ended(run: RunFolder, config: Config, notice: Callable[[str], None]) -> Config:
+    """``config``, but of stages that have come to their end the settings that they had: their figures were made so."""
+    for stage in STAGES:
+        kept = replace(config, **{stage: getattr(run.config, stage)})
+        if kept != config and has_ended(run.path, stage):
+            notice(_ended(stage, changed_settings(kept, config)))
+            config = kept
+    return config
+
+
+def _ended(stage: str, asked: Mapping[str, tuple[str, str]]) -> str:
+    """``asked``: by name of each setting the value that stays and the one asked for."""
+    stays = ", ".join(f"{name} stays {kept} (asked for: {other})" for name, (kept, other) in asked.items())
+    return f"{STAGE_IN_WORDS[stage]} has come to its end: {stays}"
+
+
+def set_later_settings(
+    run: RunFolder, overrides: Sequence[str], *, resume: bool = False, notice: Callable[[str], None] = SILENT.message
+) -> RunFolder:
+    """Change what ``finetune`` may still change of a trained run: the settings of fine-tuning and dynamic evaluation.
+
+    Raises UserError, and changes nothing, for other settings, and where fine-tuning has begun (without ``resume``) or
+    has come to its end.
+    """
     begun = run.config
     changed = parse_config(msgspec.to_builtins(begun), source=str(run.path), overrides=overrides)
     if changed != replace(begun, finetune=changed.finetune, dynamic=changed.dynamic):
         raise UserError(f"--set: a trained run can change [finetune] and [dynamic] only, got {' '.join(overrides)}")
+    _check_not_begun(run, resume)
     if changed == begun:
         return run
+    kept = replace(changed, finetune=begun.finetune)
+    if kept != changed and has_ended(run.path, "finetune"):
+        raise UserError(
+            f"{run.path}: {_ended('finetune', changed_settings(kept, changed))}; "
+            f"to fine-tune anew, remove {run.stage_folder('finetune')}"
+        )
     with at_work(run.path):
-        return run.change_config(changed)
+        return run.change_config(changed, notice=notice)
 
 
 def train(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
@@ -117,10 +154,14 @@ def finetune(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool =
         return _stage(run, "finetune", corpus, machine, resume)
 
 
-def _check_finetune(run: RunFolder, display: Display, resume: bool) -> None:
+def _check_not_begun(run: RunFolder, resume: bool) -> None:
     folder = run.stage_folder("finetune")
     if not resume and any(folder.glob("*[!.]*")):
         raise UserError(f"{folder}: exists already; go on with --resume, or remove it")
+
+
+def _check_finetune(run: RunFolder, display: Display, resume: bool) -> None:
+    _check_not_begun(run, resume)
     before = run.results.get("train", {})
     if run.best_model_path("train").exists() and run.metrics() and not before:
         display.message("training has not come to its end: fine-tuning its best model so far")
@@ -147,8 +188,3 @@ def _record(run: RunFolder, stage: str, figures: dict[str, Any]) -> None:
         if not same_model:  # evaluations of an earlier model of this stage no longer hold
             run.forget_results(stage, "dynamic")
         run.add_result(stage, figures)
-
-
-def _first_difference(before: str, after: str) -> str:
-    pairs = zip(before.splitlines(), after.splitlines(), strict=False)
-    return next((f"{old}, now {new}" for old, new in pairs if old != new), "a setting")

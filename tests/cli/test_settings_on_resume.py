@@ -1,0 +1,165 @@
+"""What a command may change of a run that is there: of stages on their way something, of those at their end nothing."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.processes import RECIPE, Done, here, one_line
+from benchmarks.same_bits import checksums
+from highrank.runs import RunFolder
+from highrank.runs.checkpoint import checkpoint_folders
+
+SETTINGS = ["data.train_tokens=1500", "data.heldout_tokens=300", "train.epochs=2", "finetune.epochs=1", "finetune.lr=3"]
+
+
+def setting(*overrides: str) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
+
+
+@pytest.fixture(scope="module")
+def whole(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained, fine-tuned and dynamically evaluated, with the settings above."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    options = [*setting(*SETTINGS), "--out", run, "--device", "cpu", "--data", small_text]
+    done = here("run", RECIPE, *options)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def resumed(run: Path, small_text: Path) -> Callable[..., Done]:
+    """``train`` or ``run`` with --resume, and other settings on top of those that the run was made with."""
+
+    def resume(command: str, *overrides: str) -> Done:
+        options = ["--out", run, "--device", "cpu", "--data", small_text, "--resume"]
+        return here(command, RECIPE, *setting(*SETTINGS, *overrides), *options)
+
+    return resume
+
+
+def not_ended(run: Path, stage: str) -> None:
+    """As if the process had been killed before its last checkpoint."""
+    shutil.rmtree(checkpoint_folders(run / stage)[0])
+    (run / "results.json").unlink()
+
+
+def test_settings_of_a_training_at_its_end_stay(run: Path, resumed: Callable[..., Done]) -> None:
+    before = (run / "config.toml").read_bytes()
+    done = resumed("train", "train.lr=7", "train.clip=0.5")
+    assert done.returncode == 0, done.stderr
+    said = "training has come to its end: train.lr stays 20.0 (asked for: 7.0), train.clip stays 0.25 (asked for: 0.5)"
+    assert said in done.stderr.splitlines()
+    assert (run / "config.toml").read_bytes() == before
+    assert "settings changed" not in (run / "log.txt").read_text()
+
+
+def test_the_end_is_known_before_it_is_in_the_results(run: Path, resumed: Callable[..., Done]) -> None:
+    shutil.rmtree(run / "finetune")
+    (run / "results.json").unlink()  # as if killed between the last checkpoint and the result
+    done = resumed("train", "train.lr=7")
+    assert "train.lr stays 20.0 (asked for: 7.0)" in done.stderr
+    assert RunFolder.open(run).config.train.lr == 20.0
+
+
+def test_settings_of_a_fine_tuning_at_its_end_stay(run: Path, resumed: Callable[..., Done]) -> None:
+    before = (run / "config.toml").read_bytes()
+    for command in ("train", "run"):
+        done = resumed(command, "finetune.lr=10")
+        assert done.returncode == 0, done.stderr
+        said = "fine-tuning has come to its end: finetune.lr stays 3.0 (asked for: 10.0)"
+        assert said in done.stderr.splitlines()
+        assert (run / "config.toml").read_bytes() == before
+
+
+def test_settings_of_a_stage_on_its_way_change_and_the_user_sees_it(run: Path, resumed: Callable[..., Done]) -> None:
+    shutil.rmtree(run / "finetune")
+    not_ended(run, "train")
+    done = resumed("train", "train.lr=7", "finetune.lr=5")
+    assert done.returncode == 0, done.stderr
+    said = "settings changed: train.lr 20.0 -> 7.0; finetune.lr 3.0 -> 5.0"
+    assert said in done.stderr.splitlines()
+    assert said in (run / "log.txt").read_text()
+    config = RunFolder.open(run).config
+    assert (config.train.lr, config.finetune.lr) == (7.0, 5.0)
+
+
+def test_all_settings_that_may_not_change_are_named_and_no_other(run: Path, resumed: Callable[..., Done]) -> None:
+    not_ended(run, "train")
+    before = checksums(run)
+    line = one_line(resumed("train", "train.lr=7", "dropout.weight=0.5", "train.nonmono=3"), "other settings")
+    assert "(dropout.weight = 0.3, now 0.5; train.nonmono = 1, now 3)" in line
+    assert checksums(run) == before
+
+
+def test_other_settings_for_a_fine_tuning_at_its_end_are_refused(run: Path, small_text: Path) -> None:
+    before = checksums(run)
+    tune = ["finetune", run, "--device", "cpu", "--data", small_text]
+    said = "fine-tuning has come to its end: finetune.epochs stays 1 (asked for: 2)"
+    one_line(here(*tune, "--resume", *setting("finetune.epochs=2")), said, f"remove {run / 'finetune'}")
+    one_line(here(*tune, *setting("finetune.epochs=2")), "exists already; go on with --resume")
+    assert checksums(run) == before
+    assert here(*tune, "--resume", *setting("finetune.epochs=1")).returncode == 0, "what it has already is no change"
+
+    shutil.rmtree(run / "finetune")
+    assert here(*tune, *setting("finetune.epochs=2")).returncode == 0
+    tuned = RunFolder.open(run)
+    assert tuned.config.finetune.epochs == 2
+    records = [(r["event"], r["step"]) for r in tuned.metrics() if r["stage"] == "finetune"]
+    assert len(records) == len(set(records)), "what the removed one had recorded is recorded still"
+
+
+def test_what_was_measured_of_a_fine_tuning_that_was_removed_is_forgotten(run: Path, small_text: Path) -> None:
+    """Else the new one would count as ended before it is."""
+    from highrank.data import load_corpus
+    from highrank.train import train_stage
+
+    class Stopping:
+        def progress(self, *arguments: object, **options: object) -> None: ...
+
+        def message(self, text: str) -> None:
+            if "starting at" in text:
+                raise KeyboardInterrupt
+
+    shutil.rmtree(run / "finetune")
+    opened = RunFolder.open(run)
+    corpus = load_corpus(small_text)
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(opened, "finetune", corpus, display=Stopping())
+    assert set(opened.results) == {"train"}
+    done = here("finetune", run, "--resume", *setting("finetune.lr=5"), "--device", "cpu", "--data", small_text)
+    assert done.returncode == 0, done.stderr
+    assert "settings changed: finetune.lr 3.0 -> 5.0" in done.stderr.splitlines()
+
+
+def test_dynamic_evaluation_is_made_again_with_other_settings(run: Path, resumed: Callable[..., Done]) -> None:
+    """Its results hold the settings that they were made with, so these may change at any time."""
+    before = RunFolder.open(run).results["dynamic"]
+    for overrides, changed, name, value in (
+        (["dynamic.lamb=0.5"], "dynamic.lamb 0.02 -> 0.5", "lamb", 0.5),
+        (["dynamic.lamb=0.5", "dynamic.batch=5"], "dynamic.batch 10 -> 5", "statistics_batch", 5),
+    ):
+        done = resumed("run", *overrides)
+        assert done.returncode == 0, done.stderr
+        assert f"settings changed: {changed}" in done.stderr.splitlines()
+        after = RunFolder.open(run).results["dynamic"]
+        assert {**after, **after["settings"]}[name] == value
+        assert after["valid"]["loss_nats"] != before["valid"]["loss_nats"]
+        before = after
+
+
+def test_an_imported_run_is_not_changed_by_what_is_refused(run: Path, resumed: Callable[..., Done]) -> None:
+    for path in checkpoint_folders(run / "train"):
+        shutil.rmtree(path)
+    for name in ("metrics.jsonl", "results.json"):
+        (run / name).unlink()
+    before = checksums(run)
+    one_line(resumed("train", "train.lr=7"), "no checkpoint of train to go on from")
+    assert checksums(run) == before
