@@ -14,6 +14,7 @@ import pytest
 from benchmarks.processes import RECIPE, here
 from highrank.cli.main import main
 from highrank.runs import at_work
+from highrank.runs.checkpoint import checkpoint_folders
 from tests.terminal import on_a_terminal, screen
 
 SETTINGS = ["--set", "data.train_tokens=1500", "--set", "data.heldout_tokens=300", "--set", "train.epochs=2"]
@@ -58,6 +59,7 @@ def runs(whole: Path, tmp_path: Path) -> Path:
     begun = folder / "begun"
     shutil.copytree(trained, begun)
     keep_records(begun, lambda record: record["epoch"] == 1)
+    shutil.rmtree(checkpoint_folders(begun / "train")[0])
     (begun / "results.json").unlink()
     return folder
 
@@ -85,13 +87,32 @@ def test_each_run_with_the_figures_of_its_last_stage(runs: Path) -> None:
     assert (trained["stage"], trained["state"], trained["dynamic_valid_perplexity"]) == ("train", "finished", None)
     assert trained["test_perplexity"] == results["train"]["test"]["perplexity"]
     [validation] = validations(runs / "begun", "train")
-    assert (begun["state"], begun["epoch"], begun["epochs"], begun["test_perplexity"]) == ("interrupted", 1, 2, None)
+    assert (begun["state"], begun["epoch"], begun["epochs"], begun["test_perplexity"]) == ("interrupted", 2, 2, None)
     assert (begun["updates"], begun["valid_perplexity"]) == (validation["step"], validation["perplexity"])
     assert (whole["head"], whole["num_components"]) == ("mixture-of-softmaxes", 3)
     from highrank import load
 
     assert whole["parameters"] == load(runs / "whole").model.num_parameters
     assert listed(runs / "whole")["whole"] == whole | {"age_s": pytest.approx(whole["age_s"], abs=60)}
+
+
+def test_the_update_is_that_of_the_checkpoint(runs: Path) -> None:
+    """Of a run that was stopped between two records, or killed after some that it will write again."""
+    run = runs / "begun"
+    [saved] = checkpoint_folders(run / "train")
+    state = json.loads((saved / "state.json").read_text())
+    at = state["position"]["step"]
+    record = {"stage": "train", "event": "interval", "epoch": 2, "step": at + 50, "loss_nats": 5.0, "elapsed_s": 9.0}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    assert (listed(runs)["begun"]["updates"], listed(runs)["begun"]["epoch"]) == (at, 2)
+    with at_work(run):
+        assert listed(runs)["begun"]["updates"] == at + 50
+    (run / "metrics.jsonl").unlink()
+    (run / "train" / "model.safetensors").unlink()  # stopped in its first epoch: nothing is recorded yet
+    assert (listed(runs)["begun"]["updates"], listed(runs)["begun"]["state"]) == (at, "interrupted")
+    (saved / "state.json").write_text('{"position": {"step": "many"}}')
+    assert listed(runs)["begun"]["updates"] is None
 
 
 def test_who_is_at_work_and_what_was_measured_too_early(runs: Path) -> None:

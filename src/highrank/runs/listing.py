@@ -8,11 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from highrank.errors import UserError
 from highrank.reading import file_size
 from highrank.runs.config import Config, read_whole_config
 from highrank.runs.lock import is_held
-from highrank.runs.records import STAGES, best_model_path, model_size, read_facts, read_metrics, read_results
+from highrank.runs.records import (
+    STAGES,
+    best_model_path,
+    checkpoint_folders,
+    model_size,
+    read_facts,
+    read_metrics,
+    read_results,
+    read_standing,
+)
 
 __all__ = [
     "DamagedRun",
@@ -49,8 +60,9 @@ class TemperedFigures:
 class StageFigures:
     """How far a stage has come; None: not known. Perplexities are those of its best model so far.
 
-    ``updates`` and ``epoch`` are as of the last record. ``valid_perplexity`` is the exact one where it was measured,
-    else that of the validations in training.
+    ``updates``, ``epoch`` and ``elapsed_s`` are those of the checkpoint that it would go on from; of the last record
+    without one, and while the stage is at work if that is later. ``valid_perplexity`` is the exact one where it was
+    measured, else that of the validations in training.
     """
 
     stage: str
@@ -151,15 +163,16 @@ def _summary(run: Path) -> RunSummary:
         read_metrics(run, progress_only=True),
     )
     file_size(run / "vocabulary.txt")  # a plain file, or an error
+    held = is_held(run)
     begun = {record["stage"] for record in metrics}
     models = [stage for stage in STAGES if best_model_path(run, stage).exists()]
     stages = tuple(
-        _stage_figures(run, stage, config, [r for r in metrics if r["stage"] == stage], results.get(stage, {}))
+        _stage_figures(run, stage, config, [r for r in metrics if r["stage"] == stage], results.get(stage, {}), held)
         for stage in STAGES
-        if stage in begun or stage in models
-    ) or (_stage_figures(run, STAGES[0], config, [], {}),)
+        if stage in begun or stage in models or checkpoint_folders(run / stage)
+    ) or (_stage_figures(run, STAGES[0], config, [], {}, held),)
     state: Literal["at work", "finished", "interrupted", "imported"] = "interrupted"
-    if is_held(run):
+    if held:
         state = "at work"
     elif models and not metrics:
         state = "imported"
@@ -172,7 +185,7 @@ def _summary(run: Path) -> RunSummary:
 
 
 def _stage_figures(
-    run: Path, stage: str, config: Config, records: Sequence[dict[str, Any]], result: dict[str, Any]
+    run: Path, stage: str, config: Config, records: Sequence[dict[str, Any]], result: dict[str, Any], held: bool
 ) -> StageFigures:
     finished = "valid_perplexity" in result  # it is recorded at the end; evaluations may come earlier
     valid, test = _both_splits(result)
@@ -185,6 +198,9 @@ def _stage_figures(
         if min(_times(run, ["results.json"]), default=0) < max(_times(run, [f"{stage}/model.safetensors"]), default=0):
             test = tempered = None  # they were measured on an earlier model
     last = records[-1] if records else {}
+    saved = read_standing(run, stage)
+    if saved is not None and not (held and last.get("step", 0) > saved.step):
+        last = msgspec.to_builtins(saved)
     return StageFigures(
         stage,
         finished,
