@@ -57,7 +57,8 @@ class Recorder:
             self._tensorboard.close()
 
     def _add_validation(self, position: Position, evaluation: Evaluation) -> None:
-        train_loss = position.epoch_loss / max(1, position.epoch_tokens)
+        # None: fine-tuning validates the model that it starts from, before it trains.
+        train_loss = position.epoch_loss / position.epoch_tokens if position.epoch_tokens else None
         self._add(
             position,
             "validation",
@@ -69,7 +70,7 @@ class Recorder:
                 **({} if evaluation.components is None else evaluation.components._asdict()),
             },
         )
-        if position.step == 0:
+        if train_loss is None:
             self._say(f"{self.stage}: starting at valid perplexity {evaluation.perplexity:.2f}")
             return
         self._say(
@@ -91,9 +92,9 @@ class Recorder:
 
 
 def _named(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """One number after the other: those of a list by their place, ``validation/mean_prior/0``."""
+    """One number after the other: those of a list by their place, ``validation/mean_prior/0``. None is no number."""
     if isinstance(value, dict | list):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _named(f"{name}/{key}", part)
-    else:
+    elif value is not None:
         yield name, float(value)
