@@ -3,24 +3,26 @@
 Across machines torchrun does the same, or any launcher that sets its variables (docs/scaling.md).
 """
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from highrank.errors import UserError
 from highrank.progress import UNSTOPPABLE
 
-__all__ = ["AFTER_LOSS", "launch", "launched", "leave", "report", "restarted"]
+__all__ = ["AFTER_LOSS", "STOPPED", "ignore_interrupts", "launch", "launched", "leave", "report", "restarted"]
 
 LAUNCHED = "HIGHRANK_LAUNCHED"  # by us: then the launching process is the one voice
 AFTER_LOSS = "start it again"  # what to do when a worker is lost; of stages, which save, their options say more
-SAVED = (130, 143)  # a worker that saved and stopped, as Ctrl-C or SIGTERM asked
+STOPPED = 130  # by Ctrl-C
+SAVED = (STOPPED, 143)  # a worker that saved and stopped, as Ctrl-C or SIGTERM asked
 
 
 def launched() -> bool:
@@ -64,7 +66,7 @@ def launch(command: Sequence[str], workers: int, *, after_loss: str = AFTER_LOSS
     return 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
     """What the processes started inside find; this one goes on without it, and says its own errors again."""
     before = {name: os.environ.get(name) for name in values}
@@ -85,12 +87,20 @@ def leave(exit_code: int) -> int:
     The interpreter's own end would take down the threads of the process group while other workers leave it, which
     aborts the process now and then, its work done; and the libraries of a computation that Ctrl-C has left behind.
     """
+    if exit_code == STOPPED:
+        ignore_interrupts()
     if launched() or any(thread.name == UNSTOPPABLE for thread in threading.enumerate()):
         for stream in (sys.stdout, sys.stderr):
             if not stream.closed:
                 stream.flush()
         os._exit(exit_code)
     return exit_code
+
+
+def ignore_interrupts() -> None:
+    """Once a Ctrl-C is being followed another one would only end in a traceback of what is taken down."""
+    with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def report(error: UserError, *, program: str = "highrank") -> None:

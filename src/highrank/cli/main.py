@@ -23,7 +23,7 @@ from highrank.cli import (
     runs,
     train,
 )
-from highrank.cli.launch import AFTER_LOSS, launch, launched, leave, restarted
+from highrank.cli.launch import AFTER_LOSS, STOPPED, ignore_interrupts, launch, launched, leave, restarted
 from highrank.cli.launch import report as print_error
 from highrank.errors import UserError
 
@@ -96,8 +96,9 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"highrank: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        ignore_interrupts()
         print("highrank: stopped", file=sys.stderr)
-        return 130
+        return STOPPED
 
 
 if __name__ == "__main__":
