@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.processes import here, one_line
 from highrank import load
 from highrank.runs import RunFolder, cost
 from highrank.runs.cost import estimate
@@ -58,6 +59,14 @@ def test_a_run_folder_holds_what_it_should(trained: Path) -> None:
     facts = json.loads((trained / "run.json").read_text())
     assert {"highrank", "torch", "python"} <= set(facts["versions"])
     assert set(facts["corpus"]["sha256"]) == {"train", "valid", "test"}
+
+
+def test_no_training_loss_is_recorded_of_what_was_not_trained(trained: Path) -> None:
+    """Fine-tuning begins with a validation."""
+    validations = [record for record in RunFolder.open(trained).metrics() if record["event"] == "validation"]
+    unknown = [(r["stage"], r["step"]) for r in validations if r["train_loss_nats"] is None]
+    assert unknown == [("finetune", 0)]
+    assert all(0 < r["train_loss_nats"] < 20 for r in validations if r["step"])
 
 
 def test_fine_tuning_never_ends_worse_than_it_began(trained: Path) -> None:
@@ -233,7 +242,22 @@ def test_text_that_changed_since(trained: Path, small_text: Path, tmp_path: Path
     refused(highrank("evaluate", trained, "--data", folder), "train.txt has changed", "sha256")
     with (folder / "train.txt").open("a") as file:
         file.write("neverseenbefore\n")
-    refused(highrank("evaluate", trained, "--data", folder), "vocabulary", "--data")
+    refused(highrank("evaluate", trained, "--data", folder), "vocabulary 'neverseenbefore' is new;", "--data")
+    (folder / "train.txt").write_text("".join([verses[0].replace("beginning", "start"), *verses[1:]]))
+    refused(highrank("evaluate", trained, "--data", folder), "changed since", "'start' is new; 'beginning' is missing")
+
+
+def test_a_text_that_is_gone_is_named_by_all_commands(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    gone = tmp_path / "gone"
+    facts = json.loads((run / "run.json").read_text())
+    facts["corpus"]["folder"] = str(gone)
+    (run / "run.json").write_text(json.dumps(facts))
+    said = f"{gone}: not there any more; give the commands its new place with --data"
+    assert said in here("doctor", run).stdout
+    for command in ("evaluate", "finetune", "dynamic-eval", "rank", "components"):
+        one_line(here(command, run, "--device", "cpu"), said)
 
 
 def test_a_model_that_does_not_fit_or_is_damaged(trained: Path, tmp_path: Path) -> None:
@@ -269,6 +293,15 @@ def test_a_loss_that_is_lost(small_text: Path, tmp_path: Path) -> None:
     options = ["--set", "train.lr=1e9", "--set", "train.clip=1e9"]
     done = highrank("train", RECIPE, "--data", small_text, "--out", out, *options)
     refused(done, "stopped at update", "checkpoint", "lower learning rate")
+    done = highrank("train", RECIPE, "--data", small_text, "--out", tmp_path / "far", "--set", "train.lr=1e30")
+    refused(done, "no checkpoint yet", str(tmp_path / "far"), "--resume", "--set train.lr=20)", "--out")
+    options = ["--resume", "--set", "train.lr=20", "--set", "train.epochs=3"]
+    done = highrank("train", RECIPE, "--data", small_text, "--out", tmp_path / "far", *options)
+    assert done.returncode == 0, done.stderr
+    done = highrank("finetune", tmp_path / "far", "--set", "finetune.lr=1e30")
+    refused(done, "no checkpoint yet", "go on with --resume and", "--set finetune.lr=20)")
+    done = highrank("finetune", tmp_path / "far", "--resume", "--set", "finetune.lr=20")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_corpus_that_is_not_here_means_one_line(tmp_path: Path) -> None:
@@ -326,6 +359,28 @@ def test_a_refused_start_leaves_nothing_behind(small_text: Path, tmp_path: Path)
     refused(highrank("generate", run, "--temperature", "nan"), "temperature", code=2)
     refused(highrank("dynamic-eval", run, "--lamb", "-1"), "dynamic.lamb", ">= 0", "-1", code=2)
     refused(highrank("dynamic-eval", run, "--epsilon", "inf"), "dynamic.epsilon", "finite", code=2)
+
+
+def test_a_folder_that_cannot_be_made(small_text: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (Path("/proc/run"), tmp_path / "file" / "run"):
+        done = highrank("train", RECIPE, "--data", small_text, "--out", out)
+        refused(done, f"highrank: {out}: cannot be created", f"{out.parent} takes no new folder")
+        assert ".new-" not in done.stderr
+
+
+def test_a_second_interrupt_at_the_end_is_ignored() -> None:
+    """The first one arrives in the work, the second while the interpreter takes down what was there."""
+    program = (
+        "import atexit, os, signal, sys, time\n"
+        "from highrank.cli import main, runs\n"
+        "def interrupt(*_): os.kill(os.getpid(), signal.SIGINT); time.sleep(0.2)\n"
+        "atexit.register(interrupt)\n"
+        "runs.run = interrupt\n"
+        "sys.exit(main.main(['runs']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "highrank: stopped\n")
 
 
 def test_a_device_that_is_not_there(small_text: Path, tmp_path: Path) -> None:

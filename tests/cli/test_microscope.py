@@ -139,7 +139,7 @@ def test_bad_input_is_one_clear_line(runs: Path, tmp_path: Path, capsys: pytest.
     other = tmp_path / "other"
     shutil.copytree(run, other)
     (other / "vocabulary.txt").write_text("a\n<eos>\n", encoding="utf-8")
-    assert "is not that of the run" in refused(capsys, "rank", runs / "softmax", other, "--contexts", 30)
+    assert "changed since the run" in refused(capsys, "rank", runs / "softmax", other, "--contexts", 30)
     assert not (runs / "softmax" / "rank.json").exists(), "the first was measured before the second was looked at"
 
 

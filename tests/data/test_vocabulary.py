@@ -29,6 +29,19 @@ def test_a_number_outside_the_vocabulary_is_refused(number: int) -> None:
         Vocabulary(("a", "b")).decode([number])
 
 
+@pytest.mark.parametrize(
+    ("words", "difference"),
+    [
+        (("a", "b", "c"), ""),
+        (("a", "b", "d"), "'d' is new; 'c' is missing"),
+        (("e", "b", "d"), "2 words are new, 'e' the first; 2 words are missing, 'a' the first"),
+        (("a", "c", "b"), "the same words stand in another order"),
+    ],
+)
+def test_what_differs_is_named(words: tuple[str, ...], difference: str) -> None:
+    assert Vocabulary(("a", "b", "c")).difference(Vocabulary(words)) == difference
+
+
 def test_a_word_stands_in_it_once() -> None:
     with pytest.raises(UserError, match="'a' stands in it twice"):
         Vocabulary(("a", "b", "a"))

@@ -62,6 +62,21 @@ class Vocabulary:
             words.append(self.words[number])
         return words
 
+    def difference(self, other: "Vocabulary") -> str:
+        """How the words of ``other`` differ from these, in a few words; empty if they do not."""
+        changes = (
+            ("new", [word for word in other.words if word not in self.index]),
+            ("missing", [word for word in self.words if word not in other.index]),
+        )
+        said = [
+            f"{words[0]!r} is {what}" if len(words) == 1 else f"{len(words):,} words are {what}, {words[0]!r} the first"
+            for what, words in changes
+            if words
+        ]
+        if not said and self.words != other.words:
+            return "the same words stand in another order"
+        return "; ".join(said)
+
     def save(self, path: str | Path) -> None:
         """Write one word a line (UTF-8). The file is either the old one or all of the new one, never a part."""
         for word in self.words:

@@ -133,10 +133,10 @@ def check_has_components(run: RunFolder) -> None:
 
 
 def check_same_vocabulary(run: RunFolder, control: RunFolder) -> None:
-    if run.vocabulary.words != control.vocabulary.words:
+    if difference := run.vocabulary.difference(control.vocabulary):
         raise UserError(
-            f"{control.path}: another vocabulary ({len(control.vocabulary):,} words) than that of {run.path} "
-            f"({len(run.vocabulary):,}), so losses cannot be compared token by token"
+            f"{control.path}: another vocabulary than that of {run.path} ({difference}), so losses cannot be compared "
+            "token by token"
         )
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from highrank import __version__
 from highrank.data import Vocabulary, load_corpus
-from highrank.data.catalog import present_folder
 from highrank.errors import UserError
 from highrank.files import file_sha256, leftovers
 from highrank.progress import SILENT, Display
@@ -90,7 +89,7 @@ class _Examination:
         vocabulary = self.attempt("vocabulary.txt", self.read_vocabulary)
         corpus = None
         if config is not None and facts is not None and vocabulary is not None:
-            corpus = self.attempt("corpus", partial(self.check_corpus, config.data.corpus, facts))
+            corpus = self.attempt("corpus", self.check_corpus)
         shapes: Shapes | None = None
         if config is not None and vocabulary is not None:
             with torch.device("meta"):
@@ -147,14 +146,11 @@ class _Examination:
             raise UserError("is empty")
         return vocabulary, f"{len(vocabulary):,} words"
 
-    def check_corpus(self, name: str, facts: dict[str, Any]) -> tuple[Path, str]:
+    def check_corpus(self) -> tuple[Path, str]:
         """The folder of the run's text, found to be what it was."""
-        recorded = facts.get("corpus")
-        known = recorded.get("folder") if isinstance(recorded, dict) else None
-        folder = Path(known) if known is not None and Path(known).is_dir() else present_folder(name)
-        if folder is None:
-            raise UserError(f"{known or name}: not there any more; give the commands its new place with --data")
-        RunFolder.open(self.run).check_corpus(load_corpus(folder, name=name, display=self.display))
+        run = RunFolder.open(self.run)
+        folder = run.text_folder()
+        run.check_corpus(load_corpus(folder, name=run.config.data.corpus, display=self.display))
         return folder, f"{folder}: the text of the run"
 
     def check_stage(self, stage: str, shapes: Shapes | None) -> _Stage:

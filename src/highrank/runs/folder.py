@@ -21,6 +21,7 @@ from torch import Tensor
 
 from highrank import __version__
 from highrank.data import Corpus, Vocabulary, is_published
+from highrank.data.catalog import present_folder
 from highrank.errors import UserError
 from highrank.files import append_line, explained, new_file, new_folder, remove_leftovers, write_text
 from highrank.models import LanguageModel
@@ -88,8 +89,12 @@ class RunFolder:
                 (temporary / "config.toml").write_text(to_whole_toml(config), encoding="utf-8")
                 (temporary / "run.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
                 vocabulary.save(temporary / "vocabulary.txt")
-        except FileExistsError as error:  # another process was faster
-            raise taken from error
+        except OSError as error:
+            if path.exists():  # another process was faster
+                raise taken from error
+            raise UserError(
+                f"{path}: cannot be created, {path.parent} takes no new folder ({error.strerror})"
+            ) from error
         return cls(path, config, vocabulary, facts)
 
     @classmethod
@@ -163,12 +168,23 @@ class RunFolder:
             raise UserError(f"{self.path}: the stage {stage!r} has no model yet; run it first")
         return path, read_tensors(path)
 
+    def text_folder(self) -> Path:
+        """Where the run's text is: in the folder that it was trained on, else where its name is looked up.
+
+        Raises UserError if it is in neither.
+        """
+        name, known = self.config.data.corpus, self.facts.get("corpus", {}).get("folder")
+        folder = Path(known) if known is not None and os.path.isdir(known) else present_folder(name)
+        if folder is None:
+            raise UserError(f"{known or name}: not there any more; give the commands its new place with --data")
+        return folder
+
     def check_corpus(self, corpus: Corpus) -> None:
         """Raises UserError if this is not the text that the run was trained on."""
-        if corpus.vocabulary.words != self.vocabulary.words:
+        if difference := self.vocabulary.difference(corpus.vocabulary):
             raise UserError(
-                f"{corpus.folder}: its vocabulary ({len(corpus.vocabulary)} words) is not that of the run {self.path} "
-                f"({len(self.vocabulary)} words); give the run's own corpus with --data"
+                f"{corpus.folder}: has changed since the run {self.path} was started, or is another text: in its "
+                f"vocabulary {difference}; restore it, or give the run's own text with --data"
             )
         for split, expected in self.facts.get("corpus", {}).get("sha256", {}).items():
             if corpus.sha256[split] != expected:

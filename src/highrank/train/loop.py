@@ -32,6 +32,7 @@ __all__ = ["StageSettings", "check_can_go_on", "check_workers", "train_stage", "
 
 RECORD_EVERY_STEPS = 50
 EXPLODED_AFTER_STEPS = 10  # a single segment may be bad at the start of a run
+USUAL_RATE = {"sgd": 20.0, "adamw": 0.001, "rmsprop": 0.001}
 
 
 @dataclass(frozen=True)
@@ -317,11 +318,18 @@ class _Stage:
             reason = f"the loss has exploded: {position.interval_mean:.1f} nats a token, guessing costs {uniform:.1f}"
         else:
             return
-        good = sorted(self.run.stage_folder(self.stage).glob("checkpoint-*"))
-        where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+        good = checkpoint_folders(self.run.stage_folder(self.stage))
+        where = f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"
+        lower = self.settings.lr / 2
+        if not good:  # half of what lost it at once may be far too much still
+            lower = min(lower, USUAL_RATE[self.config.train.optimizer])
+        how = f"a lower learning rate (--set {self.stage}.lr={lower:g})"
+        if self.stage == "train":  # the only stage that may change it
+            how += " or a smaller train.clip"
+        anew = ", or begin anew in another folder (--out)" if self.stage == "train" and not good else ""
         raise UserError(
-            f"{self.stage} stopped at update {position.step}: {reason}; {where}. Try a lower learning rate "
-            f"(--set {self.stage}.lr={self.settings.lr / 2:g}) or a smaller train.clip"
+            f"{self.stage} stopped at update {position.step}: {reason}; {where}. The run {self.run.path} stays: go on "
+            f"with --resume and {how}{anew}"
         )
 
     def validate(self) -> float:

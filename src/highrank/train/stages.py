@@ -1,7 +1,6 @@
 """The stages of a run, from a recipe to a best model: what ``highrank train`` and ``highrank finetune`` do."""
 
 import dataclasses
-import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,9 +52,12 @@ def corpus_for(config: Config, data: str | None, *, display: Display = SILENT) -
 
 def corpus_of(run: RunFolder, data: str | None, *, display: Display = SILENT) -> Corpus:
     """The text of a run: ``data`` if given, else the folder that it was trained on, else its name looked up."""
-    known = run.facts.get("corpus", {}).get("folder")
-    if data is None and known is not None and os.path.isdir(known):
-        data = known
+    if data is None and run.facts.get("corpus", {}).get("folder") is not None:
+        try:
+            data = str(run.text_folder())
+        except UserError:
+            if run.config.data.corpus != "kjv":  # which can be built again
+                raise
     corpus = corpus_for(run.config, data, display=display)
     run.check_corpus(corpus)
     return corpus
