@@ -23,6 +23,7 @@ from highrank.runs import (
     load_checkpoint,
     save_checkpoint,
 )
+from highrank.runs.records import read_standing
 from highrank.runs.tensors import model_tensors
 from highrank.train import corpus_of
 from highrank.train.state import StageState
@@ -68,6 +69,7 @@ def checkpoints(work: Path, config: Config, vocab_size: int) -> Iterator[Target]
     )
 
     def newest(copy: Path, notice: Callable[[str], None]) -> str:
+        read_standing(copy.parent, copy.name)  # for a listing: nothing, where it can read nothing
         checkpoint = latest_checkpoint(copy, notice=notice)
         assert checkpoint is not None, "checkpoints are there, and none was found"
         return _checkpoint_content(checkpoint)
