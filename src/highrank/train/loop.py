@@ -197,7 +197,8 @@ def _forget_what_comes_again(run: RunFolder, stage: str, position: Position) -> 
 
 def _forget_all(run: RunFolder, stage: str) -> None:
     """What is left of a stage that begins anew, because its folder was removed or it was killed before it saved."""
-    run.forget_metrics_after(stage, 0, 0)
+    if (run.path / "metrics.jsonl").exists():  # else it comes with the first record
+        run.forget_metrics_after(stage, 0, 0)
     if stage in run.results:
         run.forget_results(stage, "dynamic")
 
