@@ -373,6 +373,7 @@ def test_a_second_interrupt_at_the_end_is_ignored() -> None:
     """The first one arrives in the work, the second while the interpreter takes down what was there."""
     program = (
         "import atexit, os, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background ignores it
         "from highrank.cli import main, runs\n"
         "def interrupt(*_): os.kill(os.getpid(), signal.SIGINT); time.sleep(0.2)\n"
         "atexit.register(interrupt)\n"
