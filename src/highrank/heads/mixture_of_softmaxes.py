@@ -2,17 +2,16 @@
 
 from typing import final
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from highrank.functional import LossOptions
-from highrank.heads.head import Components, Head, check_sizes, dropout_of
+from highrank.heads.head import Components
+from highrank.heads.mixture import Mixture
 
 __all__ = ["MixtureOfSoftmaxes"]
 
 
 @final
-class MixtureOfSoftmaxes(Head):
+class MixtureOfSoftmaxes(Mixture):
     """sum_k pi_k softmax(W tanh(P_k h) + b), with pi = softmax(R h).
 
     Shape: hidden (*, in_features), target (*) -> scalar loss in nats. ``context_features`` (D) defaults to
@@ -20,35 +19,5 @@ class MixtureOfSoftmaxes(Head):
     Source: Yang et al. 2018, section 2.2 (arXiv 1711.03953).
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        *,
-        num_components: int,
-        context_features: int | None = None,
-        bias: bool = True,
-        context_dropout: nn.Module | None = None,
-        options: LossOptions | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        check_sizes(in_features=in_features, num_components=num_components)
-        super().__init__(
-            num_classes,
-            in_features if context_features is None else context_features,
-            bias=bias,
-            options=options,
-            device=device,
-            dtype=dtype,
-        )
-        self.in_features = in_features
-        self.num_components = num_components
-        self.prior = nn.Linear(in_features, num_components, bias=False, device=device, dtype=dtype)
-        self.projection = nn.Linear(in_features, num_components * self.context_features, device=device, dtype=dtype)
-        self.context_dropout = dropout_of(context_dropout)
-
     def components(self, hidden: Tensor) -> Components:
-        context = torch.tanh(self.projection(hidden))
-        context = context.unflatten(-1, (self.num_components, self.context_features))
-        return Components(self.context_dropout(context), self.prior(hidden))
+        return Components(self.contexts(hidden), self.prior(hidden))

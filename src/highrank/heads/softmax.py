@@ -33,14 +33,8 @@ class Softmax(Head):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_sizes(in_features=in_features)
-        super().__init__(
-            num_classes,
-            in_features if context_features is None else context_features,
-            bias=bias,
-            options=options,
-            device=device,
-            dtype=dtype,
-        )
+        width = in_features if context_features is None else context_features
+        super().__init__(num_classes, width, bias=bias, options=options, device=device, dtype=dtype)
         self.in_features = in_features
         self.projection = (
             None if context_features is None else nn.Linear(in_features, context_features, device=device, dtype=dtype)
