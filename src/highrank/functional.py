@@ -1,6 +1,7 @@
 """Public operations on a mixture of softmaxes: check shapes, choose an implementation, return."""
 
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -116,7 +117,7 @@ def _loss(
         raise ValueError(f"target: expected int64, got {target.dtype}")
     if target.device != context.device:
         raise ValueError(f"target: expected {context.device} like context, got {target.device}")
-    if not isinstance(ignore_index, int):
+    if not isinstance(ignore_index, Integral):
         raise ValueError(f"ignore_index: expected a whole number, got {ignore_index!r}")
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: expected none, mean or sum, got {reduction!r}")
@@ -130,7 +131,7 @@ def _loss(
             weight,
             bias,
             target_N,
-            ignore_index,
+            int(ignore_index),
             _settings(options, context, weight),
             summed=reduction != "none",
         )
@@ -155,13 +156,13 @@ def mixture_log_prob(
 
     A normalised logit vector for each token: temperature, top-k and beam search work on it, and so does a loss that
     wants all classes (distillation, a penalty on the entropy, smoothed targets). Where the target's probability is all
-    that counts, ``mixture_cross_entropy`` is faster and needs no (tokens, V).
+    that counts, ``mixture_cross_entropy`` takes three matrix products instead of four, and no (tokens, V).
 
     Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V). Returns (*, V), in nats, in the accumulation
     dtype: float32 for half precision.
     Memory beside the result: 2 + 2 / K blocks of ``options.block_bytes``, one more in half precision (but on a CPU one
-    in all, and as many strips of 4 MiB), and O(tokens * K). Backward, which computes the logits again, takes two blocks
-    and 2 / K more, twice that and one in half precision, beside the gradients and the upstream gradient (*, V).
+    in all, and as many strips of 4 MiB), and O(tokens * K). Backward, which computes the logits again, takes 2 + 2 / K
+    blocks, in half precision 5 + 4 / K, beside the gradients, their sums and the upstream gradient (*, V).
     Gradients are exact; a second derivative raises, and so do forward mode and ``torch.func``.
     Raises ValueError naming the argument, what was expected and what came.
     """

@@ -126,16 +126,17 @@ def test_a_loss_of_all_classes_trains_a_head() -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_backward_stores_two_blocks() -> None:
-    problem = make_problem(300, components=5, features=16, classes=2000, dtype=torch.float32)
+@pytest.mark.parametrize(("dtype", "blocks"), [(torch.float32, 2 + 2 / 5), (torch.bfloat16, 5 + 4 / 5)])
+def test_backward_stores_some_blocks(dtype: torch.dtype, blocks: float) -> None:
+    problem = make_problem(300, components=5, features=4, classes=2000, dtype=dtype)
     inputs = leaves(problem)
-    options = LossOptions(block_bytes=500_000)
+    options = LossOptions(block_bytes=300_000)
     ours, _ = both(problem, inputs, options)
     wanted = [x for x in inputs if x is not None]
     upstream = torch.ones((), dtype=ours.dtype).expand_as(ours)
     used = memory_of(lambda: torch.autograd.grad(ours, wanted, upstream))
     own = sum(4 * x.numel() for x in wanted)
-    assert used.peak_bytes <= 2.4 * options.block_bytes + 3 * own
+    assert used.peak_bytes <= blocks * options.block_bytes + 2 * own
     assert used.peak_bytes < 4 * 300 * 5 * 2000 / 5
 
 

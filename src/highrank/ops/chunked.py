@@ -20,6 +20,7 @@ from torch import Tensor
 from highrank.ops.walk import Gradients, Needs, Settings, round_up
 
 __all__ = [
+    "add_products",
     "block_buffer",
     "logits_of",
     "softmax_rows",
@@ -95,11 +96,11 @@ def walk(
         grad_context_RD = None if grads.context is None else grads.context[part].view(-1, features)
         kept_R = _kept_rows(posterior_bK, token_weight_b1, settings.min_posterior)
         if kept_R is None:
-            _add_products(grad_RV, row_weight_R1, context_RD, weight, grad_context_RD, grads, strip_SU)
+            add_products(grad_RV, row_weight_R1, context_RD, weight, grad_context_RD, grads, strip_SU)
         else:
             kept_grad_RD = None if grad_context_RD is None else context.new_empty((len(kept_R), features))
             grad_RV, row_weight_R1 = _compact(grad_RV, kept_R), row_weight_R1[kept_R]
-            _add_products(grad_RV, row_weight_R1, context_RD[kept_R], weight, kept_grad_RD, grads, strip_SU)
+            add_products(grad_RV, row_weight_R1, context_RD[kept_R], weight, kept_grad_RD, grads, strip_SU)
             if grad_context_RD is not None and kept_grad_RD is not None:
                 grad_context_RD.zero_().index_copy_(0, kept_R, kept_grad_RD)
 
@@ -222,7 +223,7 @@ def _compact(rows_RV: Tensor, kept_R: Tensor) -> Tensor:
     return rows_RV[: len(kept_R)]
 
 
-def _add_products(
+def add_products(
     grad_RV: Tensor,
     row_weight_R1: Tensor,
     context_RD: Tensor,

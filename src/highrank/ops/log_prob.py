@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from highrank.ops.chunked import block_buffer, logits_of, strip_buffer, strips, vector_rows
+from highrank.ops.chunked import add_products, block_buffer, logits_of, strip_buffer, strips, vector_rows
 from highrank.ops.operator import (
     define,
-    fake_outputs,
+    fake_gradients,
     for_inputs,
     outputs,
     refuse_forward_mode,
@@ -89,15 +89,11 @@ def _gradients(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(outputs(grads, (context, prior_logits, weight, bias)))
 
 
-def _fake_gradients(*arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(fake_outputs(Needs(*arguments[-1]), arguments[:4]))
-
-
 define(
     "mixture_log_prob_gradients",
     f"({ARGUMENTS}, Tensor log_prob, Tensor upstream, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
     _gradients,
-    _fake_gradients,
+    fake_gradients,
 )
 
 
@@ -116,9 +112,10 @@ def _walk(
     classes, dtype = weight.shape[0], settings.accumulation_dtype
     buffer_RU = block_buffer(context, weight, settings)
     block = len(buffer_RU) // components
-    # In the accumulation dtype: the logits' block, where it has another, and their gradients'.
-    joint_RU = buffer_RU if buffer_RU.dtype == dtype else torch.empty_like(buffer_RU, dtype=dtype)
+    short = buffer_RU.dtype != dtype  # then the logits are copied, and the buffer has their gradients for the products
+    joint_RU = torch.empty_like(buffer_RU, dtype=dtype) if short else buffer_RU
     grad_RU = torch.empty_like(joint_RU)
+    ones_R1 = joint_RU.new_ones((len(buffer_RU), 1))  # unlike the loss's, these rows have their weight
     prior_logits_NK = prior_logits.to(dtype)
     log_prior_NK1 = torch.log_softmax(prior_logits_NK, dim=-1).unsqueeze(2)
     mass_NK = prior_logits_NK.new_empty(prior_logits.shape)
@@ -133,10 +130,12 @@ def _walk(
         context_RD = context[part].reshape(-1, features)
         rows = len(context_RD)
         logits_RU = logits_of(context_RD, weight, bias, buffer_RU[:rows])
-        if joint_RU is not buffer_RU:
+        if short:
             logits_RU = joint_RU[:rows].copy_(logits_RU)
         joint_bKV, grad_bKV = (x.view(-1, components, x.shape[1])[..., :classes] for x in (logits_RU, grad_RU[:rows]))
-        joint_bKV.add_(log_prior_NK1[part] - joint_bKV.logsumexp(dim=2, keepdim=True))
+        top_bK1 = joint_bKV.amax(dim=2, keepdim=True)
+        torch.sub(joint_bKV, top_bK1, out=grad_bKV).exp_()  # logsumexp would make a block of its own
+        joint_bKV.add_(log_prior_NK1[part] - top_bK1 - grad_bKV.sum(dim=2, keepdim=True).log_())
         # A class of no probability: as in logsumexp, its gradient is zero, not the difference of two infinities.
         log_prob_b1V = log_prob_NV[part].unsqueeze(1)
         torch.sub(joint_bKV, log_prob_b1V.masked_fill(log_prob_b1V == -torch.inf, 0), out=grad_bKV)
@@ -145,13 +144,10 @@ def _walk(
         mass_NK[part] = mass_bK1.squeeze(2)
         prob_bKV = joint_bKV.sub_(log_prior_NK1[part]).exp_()
         grad_RV = grad_bKV.addcmul_(prob_bKV, mass_bK1, value=-1).view(rows, classes)
-        if grads.bias is not None:
-            grads.bias.add_(grad_RV.sum(dim=0))
-        grad_RV = grad_RV.to(weight.dtype)
-        if grads.context is not None:
-            torch.mm(grad_RV, weight, out=grads.context[part].view(-1, features))
-        if grads.weight is not None:
-            grads.weight.add_(torch.mm(grad_RV.t(), context_RD))
+        if short:
+            grad_RV = buffer_RU[:rows, :classes].copy_(grad_RV)
+        grad_context_RD = None if grads.context is None else grads.context[part].view(-1, features)
+        add_products(grad_RV, ones_R1[:rows], context_RD, weight, grad_context_RD, grads, joint_RU if short else None)
     if needs.prior_logits:
         prior_NK = torch.softmax(prior_logits_NK, dim=-1)
         grads = grads._replace(prior_logits=mass_NK - prior_NK * mass_NK.sum(dim=1, keepdim=True))

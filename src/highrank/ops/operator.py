@@ -29,7 +29,7 @@ from highrank.ops.walk import Gradients, Needs, Settings, Walk
 
 __all__ = [
     "define",
-    "fake_outputs",
+    "fake_gradients",
     "for_inputs",
     "fused_loss",
     "outputs",
@@ -107,7 +107,7 @@ def outputs(grads: Gradients, inputs: Inputs) -> list[Tensor]:
     ]
 
 
-def fake_outputs(needs: Needs, inputs: Inputs) -> list[Tensor]:
+def _fake_outputs(needs: Needs, inputs: Inputs) -> list[Tensor]:
     empty = (x.new_empty(x.shape) if x is not None and need else None for x, need in zip(inputs, needs, strict=True))
     return outputs(Gradients(*empty), inputs)
 
@@ -178,7 +178,7 @@ def _loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
 def _fake_loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, how, needs = arguments[:4], arguments[5:10], Needs(*arguments[10])
     joint_NK = inputs[1].new_empty(inputs[1].shape, dtype=how[3])
-    return joint_NK.new_empty(()), joint_NK, *fake_outputs(needs, inputs)
+    return joint_NK.new_empty(()), joint_NK, *_fake_outputs(needs, inputs)
 
 
 define(
@@ -247,15 +247,16 @@ def _gradients(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(outputs(grads, inputs))
 
 
-def _fake_gradients(*arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(fake_outputs(Needs(*arguments[-1]), arguments[:4]))
+def fake_gradients(*arguments: Any) -> tuple[Tensor, ...]:
+    """Of an operator whose first arguments are the inputs, and whose last says which of them want a gradient."""
+    return tuple(_fake_outputs(Needs(*arguments[-1]), arguments[:4]))
 
 
 define(
     "mixture_gradients",
     f"({INPUTS}, {HOW}, Tensor token_weight, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
     _gradients,
-    _fake_gradients,
+    fake_gradients,
 )
 
 
