@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -379,8 +380,12 @@ def test_arguments_that_make_no_head_are_named() -> None:
     head = MixtureOfSoftmaxes(6, 9, num_components=2, options={"block_bytes": 1})
     with pytest.raises(TypeError, match=r"options: expected LossOptions, got \{'block_bytes': 1\}"):
         head(torch.randn(5, 6), targets(5))
+    head, hidden = MixtureOfSoftmaxes(6, 9, num_components=2), torch.randn(5, 6)
     with pytest.raises(ValueError, match="ignore_index: expected a whole number, got None"):
-        MixtureOfSoftmaxes(6, 9, num_components=2)(torch.randn(5, 6), targets(5), ignore_index=None)
+        head(hidden, targets(5), ignore_index=None)
+    torch.testing.assert_close(
+        head(hidden, targets(5), ignore_index=np.int64(3)), head(hidden, targets(5), ignore_index=3)
+    )
 
 
 def test_public_modules_are_there_without_an_import_of_their_own() -> None:
