@@ -18,9 +18,9 @@ DECADES = [step * 10.0**power for power in range(-4, 6) for step in (1, 2, 5)]  
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
-def read(name: str) -> dict[str, Any] | None:
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+def read(name: str) -> list[dict[str, Any]]:
+    """NAME.json, and NAME.MACHINE.json of other machines."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}.*json"))]
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -28,15 +28,20 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] + ["--:"] * (len(head) - 1), *rows)] + [""]
 
 
+def processor(found: dict[str, Any]) -> str:
+    device = found["about"]["device"]
+    return str(device["gpu"] or device["cpu"])
+
+
 def where(found: dict[str, Any]) -> str:
     device = found["about"]["device"]
-    what = device["gpu"] or f"{device['cpu']}, {device['threads']} threads"
+    what = processor(found) + ("" if device["gpu"] else f", {device['threads']} threads")
     versions = found["about"]["versions"]
     return f"{what}, PyTorch {versions['torch']}, commit {found['about']['commit']}"
 
 
 def speed(device: str, found: dict[str, Any]) -> list[str]:
-    lines = [f"## Time on a {DEVICES[device]}", "", f"Forward and backward. {where(found)}.", ""]
+    lines = [f"## Time on a {DEVICES[device]}: {processor(found)}", "", f"Forward and backward. {where(found)}.", ""]
     for name, result in found["results"].items():
         size, rates = result["size"], result["operations_per_s"]
         lines += [
@@ -223,13 +228,12 @@ def main() -> None:
     lines = [""]
     for device in DEVICES:
         for name, write in (("speed", speed), ("memory", memory), ("growth", growth)):
-            found = read(f"bench_loss_{name}.{device}")
-            if found is not None:
+            measured = read(f"bench_loss_{name}.{device}")
+            for found in measured:
                 lines += write(device, found)
-            elif device == "cuda":
+            if device == "cuda" and not measured:
                 lines += [f"{name.capitalize()} on a GPU: not measured yet.", ""]
-    found = read("bench_posterior_filter")
-    if found is not None:
+    for found in read("bench_posterior_filter"):
         lines += posterior_filter(found)
     page = DOCS / "loss.md"
     text = page.read_text()

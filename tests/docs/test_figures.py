@@ -56,6 +56,7 @@ def learning_rates(found: dict[str, Any]) -> list[str]:
 
 STATED: dict[tuple[str, str], Callable[[dict[str, Any]], list[str]]] = {
     ("README.md", "bench_train_step.penn.cpu.json"): step,
+    ("README.md", "bench_train_step.penn.cpu.xeon.json"): step,
     ("README.md", "faults.json"): faults,
     ("README.md", "workers_agree.json"): workers,
     ("README.md", "fuzz_readers.json"): fuzz,

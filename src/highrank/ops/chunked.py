@@ -38,6 +38,7 @@ ROW_BYTES = 32
 
 # Copying the rows that are kept has to cost less than the two products that it makes smaller save.
 COMPACT_BELOW = 0.9
+SMALL_BYTES = 2**16
 
 # On a CPU, logits in half precision become probabilities a strip at a time, in the accumulation dtype and in the last
 # cache: only the short numbers travel to memory and back.
@@ -216,7 +217,8 @@ def _kept_rows(posterior_bK: Tensor, token_weight_b1: Tensor, min_posterior: flo
 
 def _compact(rows_RV: Tensor, kept_R: Tensor) -> Tensor:
     """The kept rows moved to the front, in place: a row only ever moves up, and the copies go from first to last."""
-    step = max(1, len(rows_RV) // 16)  # what one copy holds a second time
+    # What one copy holds a second time: a sixteenth, or so little that the calls would cost more than what they copy.
+    step = max(1, len(rows_RV) // 16, SMALL_BYTES // (rows_RV.shape[1] * rows_RV.itemsize))
     for start in range(0, len(kept_R), step):
         moved_R = kept_R[start : start + step]
         rows_RV[start : start + len(moved_R)] = rows_RV[moved_R]

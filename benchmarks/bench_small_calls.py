@@ -1,0 +1,54 @@
+"""From what size on does the fused loss take less time than the textbook's formula?"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.bench_loss_speed import forward_and_backward
+from benchmarks.harness import in_turn, save, summary
+from benchmarks.losses import Loss, Size, candidates, make_case
+
+CLASSES = (100, 300, 1000, 3000, 10_000)
+
+
+def calls(loss: Loss, size: Size, device: str, count: int) -> None:
+    case = make_case(size, device=device)
+    for _ in range(count):
+        forward_and_backward(loss, case)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[8, 64])
+    parser.add_argument("--components", type=int, default=4)
+    parser.add_argument("--features", type=int, default=64)
+    parser.add_argument("--classes", type=int, nargs="+", default=CLASSES)
+    parser.add_argument("--calls", type=int, default=20, help="of a measurement (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args()
+    rows = []
+    for tokens in arguments.tokens:
+        for classes in arguments.classes:
+            size = Size(tokens, arguments.components, arguments.features, classes)
+            losses = candidates(size, arguments.device)
+            times = in_turn(
+                {name: partial(calls, loss, size, arguments.device, arguments.calls) for name, loss in losses.items()},
+                arguments.repeats,
+            )
+            call = {name: summary([each / arguments.calls for each in seconds]) for name, seconds in times.items()}
+            ours = min(call[name]["median_s"] for name in call if name.startswith("highrank"))
+            faster = call["textbook"]["median_s"] / ours
+            rows.append({"size": vars(size), "call": call, "times_faster": faster})
+            print(
+                f"N={tokens:<6} K={size.components:<3} D={size.features:<4} V={classes:<7,} "
+                f"{1e3 * ours:8.2f} ms, textbook {1e3 * call['textbook']['median_s']:8.2f} ms: {faster:.2f}"
+            )
+    result = {"calls_a_repeat": arguments.calls, "repeats": arguments.repeats, "sizes": rows}
+    print(f"-> {save(f'{Path(__file__).stem}.{arguments.device}', result)}")
+
+
+if __name__ == "__main__":
+    main()
