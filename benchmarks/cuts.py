@@ -58,6 +58,8 @@ def cut_short(setting: Setting, *, every: int = 1) -> dict[str, Any]:
             found.different = [f"{name}[:{length}]: {different}" for different in found.different]
             comparison.add(found)
             shutil.rmtree(run)
+    for path in base.values():
+        shutil.rmtree(path)
     return result | comparison.as_result()
 
 

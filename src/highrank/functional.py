@@ -190,7 +190,7 @@ def _autocast(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Under autocast the products run in its dtype, as in ``linear``; gradients come back in the inputs' own."""
     device_type = context.device.type
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+    if not _has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
         return context, prior_logits, weight, bias
     dtype = torch.get_autocast_dtype(device_type)
 
@@ -201,8 +201,14 @@ def _autocast(
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager[object]:
-    available = torch.amp.is_autocast_available(device_type)  # not on "meta", where only shapes are computed
-    return torch.autocast(device_type, enabled=False) if available else nullcontext()
+    return torch.autocast(device_type, enabled=False) if _has_autocast(device_type) else nullcontext()
+
+
+def _has_autocast(device_type: str) -> bool:
+    """Not on "meta", where only shapes are computed."""
+    if torch.compiler.is_compiling():  # PyTorch 2.11's compiler cannot trace the question
+        return device_type != "meta"
+    return torch.amp.is_autocast_available(device_type)
 
 
 def _check(context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None) -> None:
