@@ -165,17 +165,47 @@ def growth(device: str, found: dict[str, Any]) -> list[str]:
     ]
 
 
-def posterior_filter(found: dict[str, Any]) -> list[str]:
+def small(device: str, found: dict[str, Any]) -> list[str]:
+    rows = []
+    for row in found["sizes"]:
+        call = row["call"]
+        ours = min(times["median_s"] for name, times in call.items() if name.startswith("highrank"))
+        rows.append(
+            [
+                *(f"{row['size'][name]:,}" for name in ("tokens", "components", "features", "classes")),
+                f"{1000 * ours:.2f}",
+                f"{1000 * call['textbook']['median_s']:.2f}",
+                f"{row['times_faster']:.2f}",
+            ]
+        )
+    return [
+        f"## Small calls on a {DEVICES[device]}",
+        "",
+        "A call has a fixed cost: some forty small operations, and Python between them. Below the size at which the "
+        f"last column reaches 1 the textbook's formula takes less time. Float32, forward and backward. {where(found)}.",
+        "",
+        *table(["N", "K", "D", "V", "highrank, ms", "textbook, ms", "time / ours"], rows),
+    ]
+
+
+def posterior_filter(measured: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## The posterior filter",
         "",
         "Small models (`penn-small` with more components), trained briefly on Penn Treebank, then trained on from the "
         "same weights with the same masks, the thresholds in turn. `min_posterior` 0 keeps every row. A step is the "
-        f"whole training step, of which the head is a part. {where(found)}.",
+        "whole training step, of which the head is a part.",
         "",
     ]
-    if not all(result.get("whole_epoch") for result in found["results"].values()):
+    if not any(result.get("whole_epoch") for found in measured for result in found["results"].values()):
         lines += ["What the filter changes over a whole epoch (`--updates epoch`) has not been measured yet.", ""]
+    for number, found in enumerate(measured):
+        lines += trained_on(found, f"posteriors{number or ''}.svg")
+    return lines
+
+
+def trained_on(found: dict[str, Any], figure: str) -> list[str]:
+    lines = [f"{where(found)}.", ""]
     histograms: list[dict[str, Any]] = []
     for result in found["results"].values():
         components = result["model"]["num_components"]
@@ -220,21 +250,30 @@ def posterior_filter(found: dict[str, Any]) -> list[str]:
     y = alt.Y("share:Q", title="% of all (token, component)")
     models = list(dict.fromkeys(row["model"] for row in histograms))
     chart = alt.Chart({"values": histograms}).mark_line(point={"size": 50})
-    path = save(chart.encode(x=x, y=y, **by("model", models)).properties(width=420, height=210), "posteriors.svg")
+    path = save(chart.encode(x=x, y=y, **by("model", models)).properties(width=420, height=210), figure)
     return [*lines, f"![Histogram of posteriors on held-out text](figures/{path.name})", ""]
+
+
+PARTS = {
+    "bench_loss_speed": speed,
+    "bench_loss_memory": memory,
+    "bench_loss_growth": growth,
+    "bench_small_calls": small,
+}
 
 
 def main() -> None:
     lines = [""]
     for device in DEVICES:
-        for name, write in (("speed", speed), ("memory", memory), ("growth", growth)):
-            measured = read(f"bench_loss_{name}.{device}")
+        for name, write in PARTS.items():
+            measured = read(f"{name}.{device}")
             for found in measured:
                 lines += write(device, found)
             if device == "cuda" and not measured:
-                lines += [f"{name.capitalize()} on a GPU: not measured yet.", ""]
-    for found in read("bench_posterior_filter"):
-        lines += posterior_filter(found)
+                lines += [f"`{name}` on a GPU: not measured yet.", ""]
+    filtered = read("bench_posterior_filter")
+    if filtered:
+        lines += posterior_filter(filtered)
     page = DOCS / "loss.md"
     text = page.read_text()
     before, _, rest = text.partition(BEGIN)

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_loss_memory, bench_loss_speed, bench_posterior_filter, harness, losses, report_loss
+from benchmarks import (
+    bench_loss_memory,
+    bench_loss_speed,
+    bench_posterior_filter,
+    bench_small_calls,
+    harness,
+    losses,
+    report_loss,
+)
 from benchmarks.losses import Size
 from highrank.data import load_corpus
 from tests.untrained import make_run
@@ -69,7 +77,19 @@ def test_both_dtypes_are_measured_and_shown(page: Path, monkeypatch: pytest.Monk
         textbook = speed["results"][f"{name}.float32"]["times"]["textbook"]["median_s"]
         ours = speed["results"][f"{name}.bfloat16"]["times"]["highrank chunked"]["median_s"]
         assert f"| {name} | {textbook / ours:.2f} |" in across
-    assert "Speed on a GPU: not measured yet." in text
+    assert "`bench_loss_speed` on a GPU: not measured yet." in text
+
+
+def test_small_calls(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ("--device", "cpu", "--tokens", "4", "--classes", "10", "2000", "--calls", "2", "--repeats", "2")
+    rows = run(bench_small_calls, monkeypatch, *few)["sizes"]
+    assert [row["size"]["classes"] for row in rows] == [10, 2000]
+    report_loss.main()
+    text = page.read_text(encoding="utf-8")
+    for row in rows:
+        ours, textbook = (row["call"][name]["median_s"] for name in ("highrank chunked", "textbook"))
+        assert row["times_faster"] == textbook / ours
+        assert f"| 4 | 4 | 64 | {row['size']['classes']:,} | {1000 * ours:.2f} | {1000 * textbook:.2f} |" in text
 
 
 def test_the_filter_over_an_epoch(

@@ -235,7 +235,7 @@ def test_forward_mode_is_refused_in_a_compiled_function_too(backend: str, fullgr
     torch.testing.assert_close(compiled(context), loss(context))  # a graph without tangents must not serve those with
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(context, torch.ones_like(context))
-        with pytest.raises(RuntimeError, match="forward-mode derivative"):
+        with pytest.raises(RuntimeError, match="forward-mode"):  # from 2.14 on PyTorch says so itself
             compiled(dual)
     torch.testing.assert_close(compiled(context), loss(context))
 
