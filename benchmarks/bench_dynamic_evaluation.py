@@ -62,10 +62,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     # Imported here because importing it sets what it says, which the textbook's process must not do.
-    from highrank.cli.environment import DEFAULTS
+    from highrank.cli.environment import BESIDE_OTHERS, DEFAULTS
 
-    # Each in a process of its own: ours in the environment that the command line sets, the textbook as PyTorch comes.
-    environments = {"highrank": DEFAULTS, "textbook": dict.fromkeys(DEFAULTS), "textbook, our environment": DEFAULTS}
+    # Each in a process of its own: ours in the environment that the command line sets where nothing else computes, the
+    # textbook as PyTorch comes.
+    as_it_comes = dict.fromkeys(DEFAULTS | BESIDE_OTHERS)
+    alone = as_it_comes | DEFAULTS
+    environments = {"highrank": alone, "textbook": as_it_comes, "textbook, our environment": alone}
     workers = {
         name: Worker(
             partial(
@@ -88,7 +91,7 @@ def main() -> None:
         "device": arguments.device,
         "repeats": arguments.repeats,
         "segments_a_repeat": arguments.segments,
-        "environment": dict(DEFAULTS),
+        "environment": alone,
         "segment": segment,
         "peak_rss_bytes": peaks,
         "times_faster": {

@@ -122,13 +122,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     # Imported here because importing it sets what it says, which the textbook's process must not do.
-    from highrank.cli.environment import DEFAULTS
+    from highrank.cli.environment import BESIDE_OTHERS, DEFAULTS
 
-    # Each in a process of its own, for its own memory and environment: ours as the command line sets it, the textbook
-    # as PyTorch comes, and, to show what the environment alone does, the textbook in ours.
-    as_it_comes = dict.fromkeys(DEFAULTS)
+    # Each in a process of its own, for its own memory and environment: ours as the command line sets it where nothing
+    # else computes, the textbook as PyTorch comes, and, to show what the environment alone does, the textbook in ours.
+    as_it_comes = dict.fromkeys(DEFAULTS | BESIDE_OTHERS)
+    alone = as_it_comes | DEFAULTS
     textbook, textbook_in_ours = TEXTBOOK
-    environments = dict.fromkeys(OURS, DEFAULTS) | {textbook: as_it_comes, textbook_in_ours: DEFAULTS}
+    environments = dict.fromkeys(OURS, alone) | {textbook: as_it_comes, textbook_in_ours: alone}
     workers = {
         name: Worker(partial(make_step, name, arguments.recipe, arguments.data, arguments.device), environment)
         for name, environment in environments.items()
@@ -144,7 +145,7 @@ def main() -> None:
         "device": arguments.device,
         "repeats": arguments.repeats,
         "steps_a_repeat": steps_a_call,
-        "environment": dict(DEFAULTS),
+        "environment": alone,
         "step": times,
         "last_loss_nats_by_repeat": losses,
         "peak_bytes": peaks,

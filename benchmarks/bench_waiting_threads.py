@@ -55,12 +55,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
     # Imported here because importing it sets what it says, which the process that spins must not be given.
-    from highrank.cli.environment import DEFAULTS
+    from highrank.cli.environment import BESIDE_OTHERS, DEFAULTS
 
+    as_it_comes: Environment = dict.fromkeys(BESIDE_OTHERS) | DEFAULTS
     environments: dict[str, Environment] = {
-        "as PyTorch comes": DEFAULTS | {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": None},
-        "asleep at once": DEFAULTS | {"GOMP_SPINCOUNT": "0"},
-        **{f"asleep after {count} looks": DEFAULTS | {"GOMP_SPINCOUNT": str(count)} for count in (300, 1000, 3000)},
+        "as PyTorch comes": as_it_comes,
+        "asleep at once": as_it_comes | BESIDE_OTHERS | {"GOMP_SPINCOUNT": "0"},
+        **{
+            f"asleep after {count} looks": as_it_comes | BESIDE_OTHERS | {"GOMP_SPINCOUNT": str(count)}
+            for count in (300, 1000, 3000)
+        },
     }
     found = {}
     for count in range(3):

@@ -98,12 +98,21 @@ def dynamic_evaluation_table() -> str:
 
 
 def waiting_table() -> str:
-    """Milliseconds by the way that threads wait, beside none and more busy programs."""
-    found = read_results()["bench_waiting_threads.json"]["beside_busy_programs"]
-    ways = list(next(iter(found["0"].values())))
-    rows = [
-        [what, count, *(f"{1e3 * times[way]['median_s']:.0f}" for way in ways)]
-        for what in found["0"]
-        for count, times in ((count, measured[what]) for count, measured in found.items())
-    ]
-    return table(["ms of", "busy programs", *ways], rows, numbers=range(1, 2 + len(ways)))
+    """Milliseconds by the way that threads wait, beside none and more busy programs, on every machine."""
+    rows, ways = [], []
+    for file, found in read_results().items():
+        if not file.startswith("bench_waiting_threads."):
+            continue
+        beside = found["beside_busy_programs"]
+        ways = list(next(iter(beside["0"].values())))
+        rows += [
+            [
+                found["about"]["device"]["cpu"],
+                what,
+                count,
+                *(f"{1e3 * measured[what][way]['median_s']:.0f}" for way in ways),
+            ]
+            for what in beside["0"]
+            for count, measured in beside.items()
+        ]
+    return table(["device", "ms of", "busy programs", *ways], rows, numbers=range(2, 3 + len(ways)))
