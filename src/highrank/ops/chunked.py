@@ -36,8 +36,11 @@ __all__ = [
 # loss does (docs/loss.md).
 ROW_BYTES = 32
 
-# Copying the rows that are kept has to cost less than the two products that it makes smaller save.
-COMPACT_BELOW = 0.9
+# Moving the rows that are kept has to cost less than is saved by leaving out the others: 4 D operations for each of their
+# numbers, where one that is moved is read and written. So many numbers a core multiplies and adds while it moves one.
+OPERATIONS_A_MOVE = 120
+
+# What is moved in one call at least.
 SMALL_BYTES = 2**16
 
 # On a CPU, logits in half precision become probabilities a strip at a time, in the accumulation dtype and in the last
@@ -95,7 +98,7 @@ def walk(
         grad_RV = block_RU[:, : len(weight)]
         row_weight_R1 = (posterior_bK * token_weight_b1).view(-1, 1)
         grad_context_RD = None if grads.context is None else grads.context[part].view(-1, features)
-        kept_R = _kept_rows(posterior_bK, token_weight_b1, settings.min_posterior)
+        kept_R = _kept_rows(posterior_bK, token_weight_b1, settings.min_posterior, features)
         if kept_R is None:
             add_products(grad_RV, row_weight_R1, context_RD, weight, grad_context_RD, grads, strip_SU)
         else:
@@ -205,14 +208,15 @@ def _softmax_in_place(
     return log_prob_R
 
 
-def _kept_rows(posterior_bK: Tensor, token_weight_b1: Tensor, min_posterior: float) -> Tensor | None:
+def _kept_rows(posterior_bK: Tensor, token_weight_b1: Tensor, min_posterior: float, features: int) -> Tensor | None:
     """The rows whose gradient counts; None where leaving the others out would not pay."""
     if posterior_bK.device.type != "cpu":  # their number would make the host wait
         return None
     # Written so that NaN is kept.
     left_out_bK = (posterior_bK < min_posterior) | (token_weight_b1 == 0)
     kept_R = left_out_bK.logical_not_().view(-1).nonzero().squeeze(1)
-    return kept_R if len(kept_R) < COMPACT_BELOW * posterior_bK.numel() else None
+    left_out = posterior_bK.numel() - len(kept_R)
+    return kept_R if 4 * features * left_out > OPERATIONS_A_MOVE * len(kept_R) else None
 
 
 def _compact(rows_RV: Tensor, kept_R: Tensor) -> Tensor:
