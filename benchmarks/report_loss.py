@@ -35,7 +35,8 @@ def processor(found: dict[str, Any]) -> str:
 
 def where(found: dict[str, Any]) -> str:
     device = found["about"]["device"]
-    what = processor(found) + ("" if device["gpu"] else f", {device['threads']} threads")
+    threads = device["threads"]
+    what = processor(found) + ("" if device["gpu"] else f", {threads} thread{'s' * (threads > 1)}")
     versions = found["about"]["versions"]
     return f"{what}, PyTorch {versions['torch']}, commit {found['about']['commit']}"
 

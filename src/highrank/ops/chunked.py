@@ -36,8 +36,8 @@ __all__ = [
 # loss does (docs/loss.md).
 ROW_BYTES = 32
 
-# Moving the rows that are kept has to cost less than is saved by leaving out the others: 4 D operations for each of their
-# numbers, where one that is moved is read and written. So many numbers a core multiplies and adds while it moves one.
+# Moving the rows that are kept has to cost less than is saved by leaving out the others: 4 D operations for each of
+# their numbers. So many operations a core does while it moves one number.
 OPERATIONS_A_MOVE = 120
 
 # What is moved in one call at least.
