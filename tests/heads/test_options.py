@@ -65,12 +65,12 @@ def test_a_head_sums_in_the_dtype_it_is_told(name: str) -> None:
 
 def test_a_coarse_posterior_filter_shows_in_the_gradients() -> None:
     found = {}
-    for min_posterior in (0.0, 0.3):
+    for min_posterior in (0.0, 0.95):  # so coarse that leaving rows out pays at this width
         head, hidden, target = case("mixture of softmaxes", LossOptions(min_posterior=min_posterior))
         loss = head(hidden, target)
         loss.backward()
         assert head.weight.grad is not None
         found[min_posterior] = (loss.item(), head.weight.grad)
-    (exact_loss, exact), (loss_value, filtered) = found[0.0], found[0.3]
+    (exact_loss, exact), (loss_value, filtered) = found[0.0], found[0.95]
     assert loss_value == exact_loss
     assert (filtered - exact).norm() > 0.01 * exact.norm()
