@@ -8,13 +8,12 @@ import torch
 
 from benchmarks.bench_loss_speed import forward_and_backward
 from benchmarks.harness import in_turn, save, summary
-from benchmarks.losses import Loss, Size, candidates, make_case
+from benchmarks.losses import Case, Loss, Size, candidates, make_case
 
 CLASSES = (100, 300, 1000, 3000, 10_000)
 
 
-def calls(loss: Loss, size: Size, device: str, count: int) -> None:
-    case = make_case(size, device=device)
+def calls(loss: Loss, case: Case, count: int) -> None:
     for _ in range(count):
         forward_and_backward(loss, case)
 
@@ -33,10 +32,9 @@ def main() -> None:
     for tokens in arguments.tokens:
         for classes in arguments.classes:
             size = Size(tokens, arguments.components, arguments.features, classes)
-            losses = candidates(size, arguments.device)
+            losses, case = candidates(size, arguments.device), make_case(size, device=arguments.device)
             times = in_turn(
-                {name: partial(calls, loss, size, arguments.device, arguments.calls) for name, loss in losses.items()},
-                arguments.repeats,
+                {name: partial(calls, loss, case, arguments.calls) for name, loss in losses.items()}, arguments.repeats
             )
             call = {name: summary([each / arguments.calls for each in seconds]) for name, seconds in times.items()}
             ours = min(call[name]["median_s"] for name in call if name.startswith("highrank"))

@@ -19,7 +19,7 @@ DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
 def read(name: str) -> list[dict[str, Any]]:
-    """NAME.json, and NAME.MACHINE.json of other machines."""
+    """NAME.json, and NAME.WHAT.json of other machines or models."""
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}.*json"))]
 
 

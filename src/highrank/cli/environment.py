@@ -1,7 +1,6 @@
 """What has to be said to the libraries beneath PyTorch before they are loaded. Importing this says it."""
 
 import os
-import statistics
 import time
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def others_compute(loadavg: Path = Path("/proc/loadavg")) -> bool:
             others.append(int(runnable) - 1)  # without this one
     except (OSError, ValueError, IndexError):
         return False
-    return statistics.median(others) > spare
+    return sorted(others)[LOOKS // 2] > spare
 
 
 for name, value in DEFAULTS.items():
