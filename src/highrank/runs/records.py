@@ -141,7 +141,9 @@ def read_metrics(run: Path, *, progress_only: bool = False) -> list[dict[str, An
         return []
     file_size(path)  # a plain file, or an error
     with path.open("rb") as file:
-        lines = list(iter(lambda: file.readline(LONGEST_RECORD_BYTES), b""))
+        pieces = iter(lambda: file.readline(LONGEST_RECORD_BYTES), b"")
+        # No record is so long: such a piece, of what may be a gigabyte without an end of line, is not kept.
+        lines = [piece for piece in pieces if len(piece) < LONGEST_RECORD_BYTES or piece.endswith(b"\n")]
     if progress_only:  # of the last two, as one may be cut short
         lines = [line for place, line in enumerate(lines) if b'"validation"' in line or place >= len(lines) - 2]
     return [record for line in lines if (record := _metrics_record(line)) is not None]
