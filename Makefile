@@ -90,7 +90,7 @@ check: ## what has to pass before a change is handed in: lint, format-check, typ
 BENCHMARKS     = $(shell grep -l '__name__ == "__main__"' benchmarks/*.py 2>/dev/null)
 WITH_DEVICE    = $(shell grep -l 'argument."--device"' $(BENCHMARKS) 2>/dev/null)
 # First what is asked for first, should the time on the device end.
-FIRST          = $(patsubst %,benchmarks/bench_%.py,loss_speed train_step loss_memory)
+FIRST          = $(patsubst %,benchmarks/bench_%.py,loss_speed train_step recurrence loss_memory)
 BENCHMARKS_GPU = $(filter $(WITH_DEVICE),$(FIRST)) $(filter-out $(FIRST),$(WITH_DEVICE))
 
 bench: ## list the benchmarks

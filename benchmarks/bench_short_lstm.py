@@ -27,13 +27,15 @@ def torchs(sequence: Tensor, state: tuple[Tensor, Tensor], weights: list[Tensor]
     return torch.lstm(sequence, state, weights, True, 1, 0.0, True, False, False)[0]
 
 
-def layer(run: Callable[..., Tensor], steps: int, batch: int, wide_in: int, wide_out: int) -> Callable[[], object]:
+def layer(
+    run: Callable[..., Tensor], steps: int, batch: int, wide_in: int, wide_out: int, *, device: str = "cpu"
+) -> Callable[[], object]:
     torch.manual_seed(0)
-    sequence = torch.randn(steps, batch, wide_in, requires_grad=True)
-    state = (torch.zeros(1, batch, wide_out), torch.zeros(1, batch, wide_out))
+    sequence = torch.randn(steps, batch, wide_in, device=device, requires_grad=True)
+    state = (torch.zeros(1, batch, wide_out, device=device), torch.zeros(1, batch, wide_out, device=device))
     sizes = [(4 * wide_out, wide_in), (4 * wide_out, wide_out), (4 * wide_out,), (4 * wide_out,)]
-    weights = [torch.randn(size).mul_(0.05).requires_grad_() for size in sizes]
-    upstream = torch.randn(steps, batch, wide_out)
+    weights = [torch.randn(size, device=device).mul_(0.05).requires_grad_() for size in sizes]
+    upstream = torch.randn(steps, batch, wide_out, device=device)
     return lambda: torch.autograd.grad(run(sequence, state, weights), [sequence, *weights], upstream)
 
 

@@ -23,6 +23,7 @@ Step = Callable[[], Tensor]
 
 # A call on a GPU is several steps, which the host asks for without waiting, as the training loop does.
 STEPS_A_CALL = {"cpu": 1, "cuda": 30}
+FIRST_CALL_S = 120.0  # which compiles
 
 # By name, with what each changes in the recipe. One softmax is the same model without the mixture: what that costs.
 OURS = {
@@ -31,8 +32,13 @@ OURS = {
     "highrank, one softmax": ("model.head=softmax",),
     "highrank, one softmax, bfloat16": ("model.head=softmax", "train.precision=bfloat16"),
 }
+# A kernel of ours for the recurrence, on a GPU.
+PERSISTENT = ("train.precision=bfloat16", "train.recurrence=triton")
+OURS_ON_A_GPU = {
+    "highrank, bfloat16, recurrence by triton": PERSISTENT,
+    "highrank, one softmax, bfloat16, recurrence by triton": ("model.head=softmax", *PERSISTENT),
+}
 TEXTBOOK = ("textbook", "textbook, our environment")
-MIXTURES = tuple(name for name in OURS if "one softmax" not in name)  # the textbook's model
 
 
 def our_step(
@@ -93,12 +99,13 @@ def textbook_step(config: Config, vocab_size: int, columns: Columns, *, device: 
 
 
 def make_step(candidate: str, recipe: str, data: str | None, device: str = "cpu") -> Callable[[], float]:
-    """What takes ``STEPS_A_CALL`` steps and returns the last one's loss; ``candidate``: a name in OURS or TEXTBOOK."""
-    config = read_config(find_recipe(recipe), overrides=OURS.get(candidate, ()))
+    """What takes ``STEPS_A_CALL`` steps and returns the last one's loss; ``candidate``: one of ours or of TEXTBOOK."""
+    ours = OURS | OURS_ON_A_GPU
+    config = read_config(find_recipe(recipe), overrides=ours.get(candidate, ()))
     corpus = load_corpus(find_corpus(config.data.corpus, data))
     columns = Columns(corpus.tokens["train"], config.train.batch)
     torch.manual_seed(config.train.seed)
-    make = our_step if candidate in OURS else textbook_step
+    make = our_step if candidate in ours else textbook_step
     step = make(config, len(corpus.vocabulary), columns, device=device)
 
     def steps() -> float:
@@ -129,15 +136,23 @@ def main() -> None:
     as_it_comes = dict.fromkeys(DEFAULTS | BESIDE_OTHERS)
     alone = as_it_comes | DEFAULTS
     textbook, textbook_in_ours = TEXTBOOK
-    environments = dict.fromkeys(OURS, alone) | {textbook: as_it_comes, textbook_in_ours: alone}
+    on = torch.device(arguments.device).type
+    ours = OURS | (OURS_ON_A_GPU if on == "cuda" else {})
+    mixtures = [name for name in ours if "one softmax" not in name]  # the textbook's model
+    environments = dict.fromkeys(ours, alone) | {textbook: as_it_comes, textbook_in_ours: alone}
     workers = {
         name: Worker(partial(make_step, name, arguments.recipe, arguments.data, arguments.device), environment)
         for name, environment in environments.items()
     }
+    # What fails by itself, or waits for ever, must not take the others' figures with it.
+    failed = {name: workers[name].failure(FIRST_CALL_S) for name in OURS_ON_A_GPU if name in workers}
+    failed = {name: why for name, why in failed.items() if why is not None}
+    workers = {name: worker for name, worker in workers.items() if name not in failed}
+    mixtures = [name for name in mixtures if name in workers]
     losses: dict[str, list[float]] = {name: [] for name in workers}
     steps = {name: partial(keep_loss, worker, losses[name]) for name, worker in workers.items()}
     of_calls = in_turn(steps, arguments.repeats, warm_up=2)
-    steps_a_call = STEPS_A_CALL[torch.device(arguments.device).type]
+    steps_a_call = STEPS_A_CALL[on]
     times = {name: summary([each / steps_a_call for each in seconds]) for name, seconds in of_calls.items()}
     peaks = {name: worker.close() for name, worker in workers.items()}
     result = {
@@ -146,27 +161,31 @@ def main() -> None:
         "repeats": arguments.repeats,
         "steps_a_repeat": steps_a_call,
         "environment": alone,
+        "failed": failed,
         "step": times,
         "last_loss_nats_by_repeat": losses,
         "peak_bytes": peaks,
         "idle_rss_bytes": peak_rss_bytes(make_nothing),
         "times_faster": {
-            name: {other: times[other]["median_s"] / times[name]["median_s"] for other in TEXTBOOK} for name in MIXTURES
+            name: {other: times[other]["median_s"] / times[name]["median_s"] for other in TEXTBOOK} for name in mixtures
         },
-        "share_of_memory": {name: peaks[name] / peaks[textbook] for name in MIXTURES},
+        "share_of_memory": {name: peaks[name] / peaks[textbook] for name in mixtures},
         "mixture_in_steps_of_one_softmax": {
-            precision: times[f"highrank{how}"]["median_s"] / times[f"highrank, one softmax{how}"]["median_s"]
-            for precision, how in (("float32", ""), ("bfloat16", ", bfloat16"))
+            how: times[name]["median_s"] / times[name.replace("highrank", "highrank, one softmax")]["median_s"]
+            for name in mixtures
+            for how in [name.removeprefix("highrank").removeprefix(", ") or "float32"]
         },
     }
     path = save(f"{Path(__file__).stem}.{Path(arguments.recipe).stem}.{arguments.device}", result)
+    for name, why in failed.items():
+        print(f"{name:54} failed: {why}")
     for name in workers:
-        print(f"{name:32} {times[name]['median_s']:.2f} s a step, peak {peaks[name] / 2**20:,.0f} MiB")
-    for name in MIXTURES:
+        print(f"{name:54} {1e3 * times[name]['median_s']:,.1f} ms a step, peak {peaks[name] / 2**20:,.0f} MiB")
+    for name in mixtures:
         ratio, share = result["times_faster"][name][textbook], result["share_of_memory"][name]
         print(f"{name}: {ratio:.2f} times faster than the {textbook}, {100 * share:.0f}% of its memory")
-    for precision, steps_of in result["mixture_in_steps_of_one_softmax"].items():
-        print(f"{precision}: a step takes {steps_of:.2f} times that of one softmax in place of the mixture")
+    for how, steps_of in result["mixture_in_steps_of_one_softmax"].items():
+        print(f"{how}: a step takes {steps_of:.2f} times that of one softmax in place of the mixture")
     print(f"-> {path}")
 
 

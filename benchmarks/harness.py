@@ -113,6 +113,19 @@ class Worker:
         self._connection.send("call")
         return self._connection.recv()
 
+    def failure(self, within_s: float) -> str | None:
+        """A first call: why it fails, in a few words, or None. What has not come to its end by then is killed."""
+        try:
+            self._connection.send("call")
+            if self._connection.poll(within_s):
+                self._connection.recv()
+                return None
+            self._process.kill()
+            return f"not done after {within_s:.0f} s"
+        except (EOFError, OSError):  # its own words are on standard error
+            self._process.join()
+            return f"its process ended with {self._process.exitcode}"
+
     def close(self) -> int:
         """Ends the process; returns the largest resident size that it had (Linux), or, if it used a GPU, the most that
         PyTorch had allocated there; in bytes."""

@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,14 @@ from highrank import LossOptions, mixture_cross_entropy
 from highrank.data import load_corpus
 from highrank.data.batches import Columns
 from highrank.evaluate import DynamicSettings, dynamic_evaluate, evaluate, gradient_statistics
+from highrank.models import persistent_lstm
 from highrank.ops import triton
 from highrank.runs import RunFolder, build_model, read_config
 from highrank.runs.tensors import read_tensors
 from highrank.train import StageState, train_stage, update
 from tests.implementations import every_reduction
+from tests.models.test_persistent_lstm import errors, inputs_of, ours, torchs
+from tests.models.test_persistent_lstm import solve as solve_layer
 from tests.parity import SIZES, Size, assert_no_worse_than_naive, assert_same, make_problem, solve
 
 pytestmark = [
@@ -104,6 +109,57 @@ def test_a_target_out_of_range_makes_its_loss_nan(implementation: str) -> None:
     assert loss.isnan().tolist() == [False, True, False, False, True, False]
 
 
+# The persistent recurrence --------------------------------------------------------------------------------------------
+
+ONE_LAYER = """
+import torch
+from highrank.models.persistent_lstm import persistent_lstm
+width, leaves = 960, []
+for size in [(70, 12, 280), (1, 12, width), (1, 12, width), (4 * width, 280), (4 * width, width), *[(4 * width,)] * 2]:
+    leaves.append(torch.randn(size, device="cuda", dtype=torch.bfloat16).mul_(0.05).requires_grad_())
+leaves[2] = leaves[2].detach().float().requires_grad_()
+persistent_lstm(leaves[0], (leaves[1], leaves[2]), *leaves[3:])[0].sum().backward()
+torch.cuda.synchronize()
+"""
+
+
+@pytest.fixture(scope="module")
+def programs_meet() -> None:
+    """Programs that wait for one another for ever would hold this process too: first in one that can be ended."""
+    subprocess.run([sys.executable, "-c", ONE_LAYER], check=True, timeout=180)
+
+
+@compiled
+@pytest.mark.usefixtures("programs_meet")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "size", [(70, 12, 280, 960), (70, 12, 960, 620), (33, 5, 300, 1150), (1, 1, 3, 5), (17, 17, 40, 321)], ids=str
+)
+def test_a_persistent_layer_is_no_worse_than_cudnn(size: tuple[int, ...], dtype: torch.dtype) -> None:
+    if (reason := persistent_lstm.cannot_run(torch.device("cuda"), dtype, size[1], size[3])) is not None:
+        pytest.skip(reason)
+    inputs = [x.cuda() for x in inputs_of(*size)]
+    truth = solve_layer(torchs, inputs, torch.float64)
+    naive = errors(solve_layer(torchs, inputs, dtype), truth)
+    found = errors(solve_layer(ours, inputs, dtype, long_cell=True), truth)
+    for error, naive_error in zip(found, naive, strict=True):
+        assert error < 1.5 * naive_error + 1e-4
+
+
+@compiled
+@pytest.mark.usefixtures("programs_meet")
+def test_a_thousand_persistent_layers_have_the_same_bits() -> None:
+    """A program that read before the others had written would differ, now and then."""
+    inputs = [x.cuda() for x in inputs_of(70, 12, 280, 960)]
+    first = solve_layer(ours, inputs, torch.bfloat16, long_cell=True)
+    for _ in range(1000):
+        again = solve_layer(ours, inputs, torch.bfloat16, long_cell=True)
+        assert all(one.equal(other) for one, other in zip(first, again, strict=True))
+
+
+# Evaluation and training ----------------------------------------------------------------------------------------------
+
+
 def test_evaluation_static_and_dynamic_agrees_with_the_cpu(small_text: Path) -> None:
     corpus = load_corpus(small_text)
     config = read_config(RECIPE)
@@ -119,9 +175,17 @@ def test_evaluation_static_and_dynamic_agrees_with_the_cpu(small_text: Path) -> 
     assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-8)
 
 
-def test_a_run_on_a_gpu_resumes_to_the_same_bits(small_text: Path, tmp_path: Path) -> None:
+@pytest.fixture(params=["torch", pytest.param("triton", marks=compiled)])
+def recurrence(request: pytest.FixtureRequest) -> str:
+    if request.param == "triton":
+        request.getfixturevalue("programs_meet")
+    return str(request.param)
+
+
+def test_a_run_on_a_gpu_resumes_to_the_same_bits(recurrence: str, small_text: Path, tmp_path: Path) -> None:
     corpus = load_corpus(small_text)
-    config = read_config(RECIPE)
+    overrides = [] if recurrence == "torch" else ["train.precision=bfloat16", f"train.recurrence={recurrence}"]
+    config = read_config(RECIPE, overrides=overrides)
     whole = RunFolder.create(tmp_path / "whole", config, corpus.vocabulary, corpus)
     figures = train_stage(whole, "train", corpus, device="cuda")
     assert math.isfinite(figures["valid_loss_nats"])
@@ -138,10 +202,13 @@ def test_a_run_on_a_gpu_resumes_to_the_same_bits(small_text: Path, tmp_path: Pat
     assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
-def losses_of_updates(precision: str, small_text: Path, device: str, *, watched: bool = False) -> list[float]:
+def losses_of_updates(
+    precision: str, small_text: Path, device: str, *, recurrence: str = "torch", watched: bool = False
+) -> list[float]:
     """Nats a token of six updates of the same fresh model; ``watched``: the last four must not make the host wait."""
     corpus = load_corpus(small_text)
-    config = read_config(RECIPE, overrides=[f"train.precision={precision}", "train.micro_batch=6"])
+    overrides = [f"train.precision={precision}", f"train.recurrence={recurrence}", "train.micro_batch=6"]
+    config = read_config(RECIPE, overrides=overrides)
     torch.manual_seed(1)
     state = StageState(build_model(config, len(corpus.vocabulary)).to(device).train(), config)
     columns = Columns(corpus.tokens["train"], config.train.batch)
@@ -158,14 +225,19 @@ def losses_of_updates(precision: str, small_text: Path, device: str, *, watched:
     return [each.item() for each in sums]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_an_update_does_not_wait_for_the_device(precision: str, small_text: Path) -> None:
-    losses = losses_of_updates(precision, small_text, "cuda", watched=True)
+def test_an_update_does_not_wait_for_the_device(small_text: Path) -> None:
+    losses = losses_of_updates("float32", small_text, "cuda", watched=True)
     assert all(math.isfinite(loss) for loss in losses)
 
 
-def test_rounded_products_lead_where_exact_ones_do(small_text: Path) -> None:
-    exact, short = (losses_of_updates(precision, small_text, "cuda") for precision in ("float32", "bfloat16"))
+def test_an_update_in_half_precision_does_not_either(recurrence: str, small_text: Path) -> None:
+    losses = losses_of_updates("bfloat16", small_text, "cuda", recurrence=recurrence, watched=True)
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_rounded_products_lead_where_exact_ones_do(recurrence: str, small_text: Path) -> None:
+    exact = losses_of_updates("float32", small_text, "cuda")
+    short = losses_of_updates("bfloat16", small_text, "cuda", recurrence=recurrence)
     assert short != exact
     assert short[:3] == pytest.approx(exact[:3], rel=5e-3)  # later updates follow other paths
 

@@ -60,8 +60,8 @@ def step_table() -> str:
                 [
                     f"{found['recipe']}, {found['about']['device']['gpu'] or found['about']['device']['cpu']}",
                     name,
-                    f"{seconds['median_s']:.2f}",
-                    f"{seconds['p20_s']:.2f} to {seconds['p80_s']:.2f}",
+                    _seconds(seconds["median_s"]),
+                    f"{_seconds(seconds['p20_s'])} to {_seconds(seconds['p80_s'])}",
                     f"{found['peak_bytes'][name] / 2**20:,.0f}",
                     "" if faster is None else f"{faster['textbook']:.2f}",
                     "" if memory is None else f"{100 * memory:.0f}%",
@@ -70,6 +70,10 @@ def step_table() -> str:
             )
     head = ["recipe, device", "step", "s", "20% to 80%", "peak MiB", "times faster", "of the memory", "source"]
     return table(head, rows, numbers=range(2, 7))
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
 
 
 def dynamic_evaluation_table() -> str:

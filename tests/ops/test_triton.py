@@ -5,11 +5,9 @@ The loss that it is a part of is held to the parity protocol in the other files,
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,12 +16,10 @@ import torch
 from torch import Tensor
 
 from highrank.ops import choose, triton
+from tests.ahead_of_time import NO_TRITON, binary, can_compile, interpreted, reports
 from tests.parity import make_problem
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CPU = torch.device("cpu")
-NO_TRITON = triton.cannot_run(CPU)
-interpreted = pytest.mark.skipif(NO_TRITON is not None, reason=f"triton: {NO_TRITON}")
 
 # The sizes of Penn Treebank, WikiText-2 and a large model, and one of each other entry of the launch table.
 COLUMNS = (208, 10_000, 33_280, 128_256)
@@ -32,14 +28,10 @@ ITEM = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 
 
 def compile_all(capability: int) -> list[dict[str, object]]:
-    """What ptxas says of every binary that a launch can ask for. Needs no GPU, and triton not to interpret."""
-    import triton as compiler
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+    """Of every binary that a launch can ask for."""
     from highrank.ops.triton_kernels import LAUNCHES, target_log_prob_kernel
 
-    reports: list[dict[str, object]] = []
+    found: list[dict[str, object]] = []
     for dtype, sums in DTYPES.items():
         for columns in COLUMNS:
             launch = next(launch for launch in LAUNCHES if columns <= launch.columns)
@@ -51,44 +43,33 @@ def compile_all(capability: int) -> list[dict[str, object]]:
                     "LANES": launch.lanes,
                     "VECTOR": 16 // ITEM[dtype],
                 }
-                signature = {"logits_RU": f"*{dtype}", "target_N": "*i64", "log_prob_R": f"*{sums}"}
-                signature |= {"num_rows": "i32", "components": "i32"} | dict.fromkeys(constants, "constexpr")
-                aligned = {(0,): [["tt.divisibility", 16]], (2,): [["tt.divisibility", 16]]}
-                source = ASTSource(target_log_prob_kernel, signature, constants, aligned)
-                target = GPUTarget("cuda", capability, 32)
-                ptx = compiler.compile(source, target=target, options={"num_warps": launch.warps}).asm["ptx"]
-                with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-                    file.write(ptx)
-                    file.flush()
-                    gpu = re.findall(r"^\.target (\w+)", ptx, re.MULTILINE)[0]
-                    ptxas = [compiler.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={gpu}", file.name, "-o", os.devnull]
-                    log = subprocess.run(ptxas, check=True, capture_output=True, text=True).stderr
-                spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
-                registers = re.search(r"Used (\d+) registers", log)
-                assert spilled is not None, log
-                assert registers is not None, log
-                reports.append(
+                types = {"logits_RU": f"*{dtype}", "target_N": "*i64", "log_prob_R": f"*{sums}"}
+                made = binary(
+                    target_log_prob_kernel,
+                    types | {"num_rows": "i32", "components": "i32"},
+                    constants,
+                    aligned=("logits_RU", "log_prob_R"),
+                    warps=launch.warps,
+                    capability=capability,
+                )
+                found.append(
                     {
-                        "kernel": f"{gpu} {dtype} {columns} columns{' gradient' if gradient else ''}",
-                        "registers": int(registers[1]),
-                        "spilled_bytes": int(spilled[1]) + int(spilled[2]),
-                        "vector_reads": len(re.findall(r"ld\.global\.v\d", ptx)),
-                        "vector_writes": len(re.findall(r"st\.global\.v\d", ptx)),
+                        "kernel": f"{made.gpu} {dtype} {columns} columns{' gradient' if gradient else ''}",
+                        "registers": made.registers,
+                        "spilled_bytes": made.spilled_bytes,
+                        "vector_reads": len(re.findall(r"ld\.global\.v\d", made.ptx)),
+                        "vector_writes": len(re.findall(r"st\.global\.v\d", made.ptx)),
                     }
                 )
-    return reports
+    return found
 
 
-@pytest.mark.skipif(sys.platform != "linux" or NO_TRITON == "triton is not installed", reason="needs Triton's compiler")
+@can_compile
 @pytest.mark.parametrize("capability", [80, 90])
 def test_every_binary_compiles_ahead_of_time_and_spills_nothing(capability: int, tmp_path: Path) -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "tests.ops.test_triton", str(capability)]
-    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    reports = json.loads(result.stdout)
-    assert len(reports) == len(DTYPES) * len(COLUMNS) * 2
-    for report in reports:
+    found = reports("tests.ops.test_triton", capability, tmp_path)
+    assert len(found) == len(DTYPES) * len(COLUMNS) * 2
+    for report in found:
         print(*report.values())
         assert report["spilled_bytes"] == 0, report
         # 16 bytes at a time: a mask that the compiler cannot see through would make it one number at a time.

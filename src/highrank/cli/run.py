@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
                 corpus,
                 resume=arguments.resume,
                 workers=workers.count,
+                device=where.device,
                 notice=where.display.message,
             )
         )

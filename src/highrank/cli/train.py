@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
                 corpus,
                 resume=arguments.resume,
                 workers=where.workers.count,
+                device=where.device,
                 notice=where.display.message,
             )
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from highrank.models.dropout import EmbeddingDropout, LockedDropout, WeightDropout
+from highrank.models.persistent_lstm import persistent_lstm
 from highrank.models.short_lstm import is_short, short_lstm
 
 __all__ = ["AWDLSTM", "BackboneOutput", "DropConnectLSTM", "State"]
@@ -33,11 +34,13 @@ class DropConnectLSTM(nn.Module):
 
     The dropped matrix is an explicit argument of the call. Hooks and ``nn.utils.parametrize`` leave the LSTM with a
     stale copy and freeze the weight without a word (pytorch#65688). Under autocast a GPU computes in its dtype, a CPU
-    in that of the sequence; outputs and states have that of the sequence.
+    in that of the sequence; outputs and states have that of the sequence. ``persistent``: under autocast by
+    ``persistent_lstm``, in autocast's dtype on any device.
     """
 
-    def __init__(self, in_features: int, out_features: int, weight_dropout: float) -> None:
+    def __init__(self, in_features: int, out_features: int, weight_dropout: float, *, persistent: bool = False) -> None:
         super().__init__()
+        self.persistent = persistent
         self.lstm = nn.LSTM(in_features, out_features)
         self.weight_dropout = WeightDropout(weight_dropout)
 
@@ -48,13 +51,15 @@ class DropConnectLSTM(nn.Module):
         if not torch.is_autocast_enabled(device_type):
             return self._layer(sequence, state, weights)
         # On a CPU PyTorch's LSTM is slower in bfloat16 than in float32 (benchmarks/bench_lstm_precision.py).
-        dtype = sequence.dtype if device_type == "cpu" else torch.get_autocast_dtype(device_type)
-        with torch.autocast(device_type, enabled=False):
-            hidden, cell = state
-            output, state = self._layer(
-                sequence.to(dtype), (hidden.to(dtype), cell.to(dtype)), [weight.to(dtype) for weight in weights]
-            )
+        as_it_is = device_type == "cpu" and not self.persistent
+        dtype = sequence.dtype if as_it_is else torch.get_autocast_dtype(device_type)
         hidden, cell = state
+        with torch.autocast(device_type, enabled=False):
+            weights = [weight.to(dtype) for weight in weights]
+            if self.persistent:
+                output, hidden, cell = persistent_lstm(sequence.to(dtype), (hidden.to(dtype), cell.float()), *weights)
+            else:
+                output, (hidden, cell) = self._layer(sequence.to(dtype), (hidden.to(dtype), cell.to(dtype)), weights)
         return output.to(sequence.dtype), (hidden.to(sequence.dtype), cell.to(sequence.dtype))
 
     def _layer(
@@ -74,7 +79,7 @@ class AWDLSTM(nn.Module):
 
     The first layers are ``hidden_features`` wide, the last one ``out_features``. Dropouts: ``embedding`` of word types,
     ``input`` of the embedded sequence, ``hidden`` between layers, ``output`` of the last layer, ``weight`` of each
-    hidden-to-hidden matrix.
+    hidden-to-hidden matrix. ``persistent``: see ``DropConnectLSTM``.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class AWDLSTM(nn.Module):
         hidden_dropout: float = 0.0,
         output_dropout: float = 0.0,
         weight_dropout: float = 0.0,
+        persistent: bool = False,
     ) -> None:
         super().__init__()
         self.embedding = nn.Parameter(torch.empty(vocab_size, embedding_features))
@@ -97,7 +103,9 @@ class AWDLSTM(nn.Module):
         self.embedding_dropout = EmbeddingDropout(embedding_dropout)
         self.input_dropout = LockedDropout(input_dropout)
         sizes = [embedding_features, *[hidden_features] * (num_layers - 1), out_features]
-        self.layers = nn.ModuleList(DropConnectLSTM(n_in, n_out, weight_dropout) for n_in, n_out in pairwise(sizes))
+        self.layers = nn.ModuleList(
+            DropConnectLSTM(n_in, n_out, weight_dropout, persistent=persistent) for n_in, n_out in pairwise(sizes)
+        )
         self.hidden_dropouts = nn.ModuleList(LockedDropout(hidden_dropout) for _ in range(num_layers - 1))
         self.output_dropout = LockedDropout(output_dropout)
         self.layer_sizes = sizes[1:]

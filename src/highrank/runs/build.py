@@ -29,6 +29,7 @@ def build_model(config: Config, vocab_size: int) -> LanguageModel:
             hidden_dropout=dropout.hidden,
             output_dropout=dropout.output,
             weight_dropout=dropout.weight,
+            persistent=config.train.recurrence == "triton",
         )
         return LanguageModel(backbone, _build_head(config, vocab_size), tied=model.tied)
 

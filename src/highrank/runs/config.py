@@ -101,7 +101,9 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     another token in every epoch.
 
     With the ``precision`` "bfloat16" the head's matrix products are of numbers rounded to it (on a GPU those of the
-    recurrence too). Weights and sums stay in float32, and so does all evaluation."""
+    recurrence too). Weights and sums stay in float32, and so does all evaluation. ``recurrence``: who computes the
+    recurrence in training, PyTorch (on a GPU cuDNN), or a kernel of highrank's for NVIDIA GPUs, which asks for
+    bfloat16."""
 
     seed: Seed = 1111
     epochs: Count = 1000
@@ -123,6 +125,7 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     average_power: Annotated[float, Meta(ge=0, le=1000)] = 0.0
     min_posterior: Probability = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
+    recurrence: Literal["torch", "triton"] = "torch"
     valid_batch: Count = 10
 
 
@@ -173,6 +176,8 @@ class Config(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise ValueError(
                 f"train.micro_batch: expected a divisor of train.batch {train.batch}, got {train.micro_batch}"
             )
+        if train.recurrence == "triton" and train.precision != "bfloat16":
+            raise ValueError(f"train.recurrence: triton needs train.precision bfloat16, got {train.precision}")
 
     @property
     def micro_batch(self) -> int:

@@ -13,6 +13,7 @@ from highrank.data.batches import SHORTEST_TRAINING_COLUMN, Columns, segment_len
 from highrank.errors import UserError
 from highrank.evaluate import evaluate
 from highrank.files import file_sha256
+from highrank.models import persistent_lstm
 from highrank.progress import READ_EVERY_S, SILENT, Display
 from highrank.random import derived_seed
 from highrank.runs import Checkpoint, Config, RunFolder, build_model, describe_device, latest_checkpoint
@@ -28,7 +29,7 @@ from highrank.train.state import Position, StageState
 from highrank.train.update import update
 from highrank.workers import ALONE, Workers
 
-__all__ = ["StageSettings", "check_can_go_on", "check_workers", "train_stage", "training_columns"]
+__all__ = ["StageSettings", "check_can_go_on", "check_recurrence", "check_workers", "train_stage", "training_columns"]
 
 RECORD_EVERY_STEPS = 50
 EXPLODED_AFTER_STEPS = 10  # a single segment may be bad at the start of a run
@@ -98,6 +99,17 @@ def check_workers(config: Config, workers: int) -> None:
         )
 
 
+def check_recurrence(config: Config, device: torch.device | str) -> None:
+    """Raises UserError if the device cannot compute the recurrence in the way that was asked for."""
+    if config.train.recurrence == "torch":
+        return
+    model = config.model
+    for width in {*[model.hidden_features] * (model.num_layers - 1), model.last_hidden_features}:
+        reason = persistent_lstm.cannot_run(torch.device(device), torch.bfloat16, config.micro_batch, width)
+        if reason is not None:
+            raise UserError(f"train.recurrence: {config.train.recurrence} cannot run: {reason}", exit_code=2)
+
+
 def check_can_go_on(run: RunFolder, stage: str) -> None:
     """Raises UserError if the stage has a model, but neither checkpoint nor record of how it was made."""
     has_model = run.best_model_path(stage).exists()
@@ -126,6 +138,7 @@ def train_stage(
     config = run.config
     run.check_corpus(corpus)  # each worker has read its own
     workers.first(lambda: check_workers(config, workers.count))
+    check_recurrence(config, device)
     workers.first(lambda: run.remove_leftovers(stage))
     state = _first_state(run, stage, corpus, device, workers)
     checkpoint = workers.first(lambda: _last_checkpoint(run, stage, display)) if resume else None

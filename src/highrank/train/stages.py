@@ -17,7 +17,13 @@ from highrank.progress import SILENT, Display
 from highrank.runs import STAGES, Config, RunFolder, at_work, parse_config, writing
 from highrank.runs.config import changed_settings
 from highrank.runs.records import has_ended
-from highrank.train.loop import check_can_go_on, check_workers, train_stage, training_columns
+from highrank.train.loop import (
+    check_can_go_on,
+    check_recurrence,
+    check_workers,
+    train_stage,
+    training_columns,
+)
 from highrank.workers import ALONE, Workers
 
 __all__ = ["Machine", "corpus_for", "corpus_of", "finetune", "open_or_create", "set_later_settings", "train"]
@@ -70,6 +76,7 @@ def open_or_create(
     *,
     resume: bool,
     workers: int = 1,
+    device: torch.device | str = "cpu",
     notice: Callable[[str], None] = SILENT.message,
 ) -> RunFolder:
     """A new run folder, or with ``resume`` the one that is there, if it was made of the same configuration and text.
@@ -79,6 +86,7 @@ def open_or_create(
     """
     training_columns(config, corpus)  # before anything is written
     check_workers(config, workers)
+    check_recurrence(config, device)
     if not (resume and path.exists()):
         if resume:
             notice(f"nothing to resume in {path}: starting")

@@ -1,0 +1,28 @@
+"""A candidate in a process of its own that fails, or never comes to its end, is told apart and takes nothing with it."""
+
+import os
+import time
+from collections.abc import Callable
+
+from benchmarks.harness import Worker
+
+
+def make_fast() -> Callable[[], int]:
+    return os.getpid
+
+
+def make_broken() -> Callable[[], object]:
+    return lambda: os._exit(3)
+
+
+def make_endless() -> Callable[[], object]:
+    return lambda: time.sleep(600)
+
+
+def test_a_first_call_says_why_it_fails() -> None:
+    fast = Worker(make_fast)
+    assert fast.failure(120) is None
+    assert fast() not in (None, os.getpid())
+    assert fast.close() > 0
+    assert Worker(make_broken).failure(120) == "its process ended with 3"
+    assert Worker(make_endless).failure(1) == "not done after 1 s"
