@@ -1,4 +1,4 @@
-"""A candidate in a process of its own that fails, or never comes to its end, is told apart and takes nothing with it."""
+"""A candidate in a process of its own that fails, or never ends, is told apart and takes nothing with it."""
 
 import os
 import time
