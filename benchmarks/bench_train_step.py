@@ -32,11 +32,18 @@ OURS = {
     "highrank, one softmax": ("model.head=softmax",),
     "highrank, one softmax, bfloat16": ("model.head=softmax", "train.precision=bfloat16"),
 }
-# A kernel of ours for the recurrence, on a GPU.
+# On a GPU: kernels of ours for the recurrence, and updates recorded once a length.
 PERSISTENT = ("train.precision=bfloat16", "train.recurrence=triton")
+RECORDED = ("train.micro_batch=0", "train.cuda_graphs=true")
 OURS_ON_A_GPU = {
+    "highrank, recorded": RECORDED,
+    "highrank, bfloat16, recorded": ("train.precision=bfloat16", *RECORDED),
     "highrank, bfloat16, recurrence by triton": PERSISTENT,
-    "highrank, one softmax, bfloat16, recurrence by triton": ("model.head=softmax", *PERSISTENT),
+    "highrank, bfloat16, recurrence by triton, recorded": (*PERSISTENT, *RECORDED),
+}
+OURS_ON_A_GPU |= {
+    name.replace("highrank", "highrank, one softmax"): ("model.head=softmax", *settings)
+    for name, settings in OURS_ON_A_GPU.items()
 }
 TEXTBOOK = ("textbook", "textbook, our environment")
 

@@ -184,8 +184,9 @@ def recurrence(request: pytest.FixtureRequest) -> str:
 
 def test_a_run_on_a_gpu_resumes_to_the_same_bits(recurrence: str, small_text: Path, tmp_path: Path) -> None:
     corpus = load_corpus(small_text)
-    overrides = [] if recurrence == "torch" else ["train.precision=bfloat16", f"train.recurrence={recurrence}"]
-    config = read_config(RECIPE, overrides=overrides)
+    persistent = ["train.precision=bfloat16", f"train.recurrence={recurrence}"]
+    recorded = ["train.micro_batch=0", "train.cuda_graphs=true"]
+    config = read_config(RECIPE, overrides=[] if recurrence == "torch" else [*persistent, *recorded])
     whole = RunFolder.create(tmp_path / "whole", config, corpus.vocabulary, corpus)
     figures = train_stage(whole, "train", corpus, device="cuda")
     assert math.isfinite(figures["valid_loss_nats"])
@@ -203,12 +204,18 @@ def test_a_run_on_a_gpu_resumes_to_the_same_bits(recurrence: str, small_text: Pa
 
 
 def losses_of_updates(
-    precision: str, small_text: Path, device: str, *, recurrence: str = "torch", watched: bool = False
+    precision: str,
+    small_text: Path,
+    device: str,
+    *,
+    recurrence: str = "torch",
+    cuda_graphs: bool = False,
+    watched: bool = False,
 ) -> list[float]:
     """Nats a token of six updates of the same fresh model; ``watched``: the last four must not make the host wait."""
     corpus = load_corpus(small_text)
     overrides = [f"train.precision={precision}", f"train.recurrence={recurrence}", "train.micro_batch=6"]
-    config = read_config(RECIPE, overrides=overrides)
+    config = read_config(RECIPE, overrides=[*overrides, f"train.cuda_graphs={str(cuda_graphs).lower()}"])
     torch.manual_seed(1)
     state = StageState(build_model(config, len(corpus.vocabulary)).to(device).train(), config)
     columns = Columns(corpus.tokens["train"], config.train.batch)
@@ -233,6 +240,13 @@ def test_an_update_does_not_wait_for_the_device(small_text: Path) -> None:
 def test_an_update_in_half_precision_does_not_either(recurrence: str, small_text: Path) -> None:
     losses = losses_of_updates("bfloat16", small_text, "cuda", recurrence=recurrence, watched=True)
     assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_recorded_updates_do_not_wait_and_have_the_same_bits(recurrence: str, small_text: Path) -> None:
+    """The first one is as it comes, the second is recorded."""
+    plain = losses_of_updates("bfloat16", small_text, "cuda", recurrence=recurrence)
+    recorded = losses_of_updates("bfloat16", small_text, "cuda", recurrence=recurrence, cuda_graphs=True, watched=True)
+    assert recorded == plain
 
 
 def test_rounded_products_lead_where_exact_ones_do(recurrence: str, small_text: Path) -> None:

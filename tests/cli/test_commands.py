@@ -173,6 +173,7 @@ def test_the_papers_sizes(corpora: Path) -> None:
         ("dropout.input=1.0", ("dropout.input", "< 1.0", "1.0")),
         ("model.head=mos", ("model.head", "mixture-of-softmaxes", "'mos'")),
         ("train.micro_batch=4", ("train.micro_batch", "divisor", "6", "4")),
+        ("train.cuda_graphs=true", ("train.cuda_graphs", "one pass", "3 of 6")),
         ("train.recurrence=triton", ("train.recurrence", "train.precision bfloat16", "float32")),
         ("train", ("section.key=value", "'train'")),
         ("model.num_layers=1000000", ("model.num_layers", "<= 100", "got 1000000")),
@@ -356,9 +357,12 @@ def test_a_refused_start_leaves_nothing_behind(small_text: Path, tmp_path: Path)
         done = highrank("train", *common, "--set", f"train.batch={batch}", "--set", "train.micro_batch=0")
         refused(done, "train.txt", "too few", batch)
         assert not run.exists()
-    persistent = ("--set", "train.precision=bfloat16", "--set", "train.recurrence=triton")
-    refused(highrank("train", *common, *persistent), "train.recurrence: triton cannot run: ", code=2)
-    assert not run.exists()
+    for settings, words in {
+        ("train.precision=bfloat16", "train.recurrence=triton"): ("train.recurrence: triton cannot run: ",),
+        ("train.micro_batch=0", "train.cuda_graphs=true"): ("train.cuda_graphs: needs an NVIDIA GPU, not cpu",),
+    }.items():
+        refused(highrank("train", *common, *(f"--set={each}" for each in settings)), *words, code=2)
+        assert not run.exists()
     assert highrank("train", *common, "--resume", "--set", "train.epochs=1").returncode == 0
     refused(highrank("generate", run, "--temperature", "nan"), "temperature", code=2)
     refused(highrank("dynamic-eval", run, "--lamb", "-1"), "dynamic.lamb", ">= 0", "-1", code=2)

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from highrank.random import torch_generator
+from highrank.random import derived_seed, torch_generator
 
 __all__ = ["Dropout", "EmbeddingDropout", "LockedDropout", "WeightDropout", "seed_dropouts"]
 
@@ -87,8 +87,15 @@ class WeightDropout(Dropout):
 
 
 def seed_dropouts(model: nn.Module, seed: int, step: int, micro_batch: int) -> None:
-    """Place every dropout of ``model`` at (seed, its name, step, micro_batch)."""
+    """Place every dropout of ``model`` at (seed, its name, step, micro_batch).
+
+    A dropout keeps its generator, from which a recording of its model may draw.
+    """
+    device = next(model.parameters()).device
     for name, module in model.named_modules():
         if isinstance(module, Dropout) and module.active:
-            device = next(model.parameters()).device
-            module.generator = torch_generator(device, seed, f"dropout:{name}", step, micro_batch)
+            position = (seed, f"dropout:{name}", step, micro_batch)
+            if module.generator is None or module.generator.device.type != device.type:
+                module.generator = torch_generator(device, *position)
+            else:
+                module.generator.manual_seed(derived_seed(*position))

@@ -103,7 +103,8 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     With the ``precision`` "bfloat16" the head's matrix products are of numbers rounded to it (on a GPU those of the
     recurrence too). Weights and sums stay in float32, and so does all evaluation. ``recurrence``: who computes the
     recurrence in training, PyTorch (on a GPU cuDNN), or a kernel of highrank's for NVIDIA GPUs, which asks for
-    bfloat16."""
+    bfloat16. ``cuda_graphs``: on an NVIDIA GPU the passes of an update are recorded, one for each length of a segment,
+    and replayed: the same bits in less time of the host's."""
 
     seed: Seed = 1111
     epochs: Count = 1000
@@ -126,6 +127,7 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     min_posterior: Probability = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     recurrence: Literal["torch", "triton"] = "torch"
+    cuda_graphs: bool = False
     valid_batch: Count = 10
 
 
@@ -175,6 +177,11 @@ class Config(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
         if train.micro_batch and train.batch % train.micro_batch:
             raise ValueError(
                 f"train.micro_batch: expected a divisor of train.batch {train.batch}, got {train.micro_batch}"
+            )
+        if train.cuda_graphs and self.micro_batch != train.batch:
+            raise ValueError(
+                f"train.cuda_graphs: records updates of one pass, got a train.micro_batch of {train.micro_batch} "
+                f"of {train.batch} columns"
             )
         if train.recurrence == "triton" and train.precision != "bfloat16":
             raise ValueError(f"train.recurrence: triton needs train.precision bfloat16, got {train.precision}")

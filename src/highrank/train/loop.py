@@ -29,7 +29,7 @@ from highrank.train.state import Position, StageState
 from highrank.train.update import update
 from highrank.workers import ALONE, Workers
 
-__all__ = ["StageSettings", "check_can_go_on", "check_recurrence", "check_workers", "train_stage", "training_columns"]
+__all__ = ["StageSettings", "check_can_go_on", "check_device", "check_workers", "train_stage", "training_columns"]
 
 RECORD_EVERY_STEPS = 50
 EXPLODED_AFTER_STEPS = 10  # a single segment may be bad at the start of a run
@@ -99,15 +99,17 @@ def check_workers(config: Config, workers: int) -> None:
         )
 
 
-def check_recurrence(config: Config, device: torch.device | str) -> None:
-    """Raises UserError if the device cannot compute the recurrence in the way that was asked for."""
-    if config.train.recurrence == "torch":
+def check_device(config: Config, device: torch.device | str) -> None:
+    """Raises UserError if the device cannot compute in the way that was asked for."""
+    device, train, model = torch.device(device), config.train, config.model
+    if train.cuda_graphs and device.type != "cuda":
+        raise UserError(f"train.cuda_graphs: needs an NVIDIA GPU, not {device}", exit_code=2)
+    if train.recurrence == "torch":
         return
-    model = config.model
     for width in {*[model.hidden_features] * (model.num_layers - 1), model.last_hidden_features}:
-        reason = persistent_lstm.cannot_run(torch.device(device), torch.bfloat16, config.micro_batch, width)
+        reason = persistent_lstm.cannot_run(device, torch.bfloat16, config.micro_batch, width)
         if reason is not None:
-            raise UserError(f"train.recurrence: {config.train.recurrence} cannot run: {reason}", exit_code=2)
+            raise UserError(f"train.recurrence: {train.recurrence} cannot run: {reason}", exit_code=2)
 
 
 def check_can_go_on(run: RunFolder, stage: str) -> None:
@@ -138,7 +140,7 @@ def train_stage(
     config = run.config
     run.check_corpus(corpus)  # each worker has read its own
     workers.first(lambda: check_workers(config, workers.count))
-    check_recurrence(config, device)
+    check_device(config, device)
     workers.first(lambda: run.remove_leftovers(stage))
     state = _first_state(run, stage, corpus, device, workers)
     checkpoint = workers.first(lambda: _last_checkpoint(run, stage, display)) if resume else None

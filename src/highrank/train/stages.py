@@ -19,7 +19,7 @@ from highrank.runs.config import changed_settings
 from highrank.runs.records import has_ended
 from highrank.train.loop import (
     check_can_go_on,
-    check_recurrence,
+    check_device,
     check_workers,
     train_stage,
     training_columns,
@@ -86,7 +86,7 @@ def open_or_create(
     """
     training_columns(config, corpus)  # before anything is written
     check_workers(config, workers)
-    check_recurrence(config, device)
+    check_device(config, device)
     if not (resume and path.exists()):
         if resume:
             notice(f"nothing to resume in {path}: starting")

@@ -18,6 +18,7 @@ from highrank.runs.tensors import model_tensors, put_model_tensors
 from highrank.train.averaging import WeightAverage
 from highrank.train.gradients import GradientSum
 from highrank.train.optimizer import make_optimizer
+from highrank.train.recorded import RecordedPasses
 from highrank.workers import Workers
 
 __all__ = ["Position", "StageState"]
@@ -87,6 +88,7 @@ class StageState:
         groups = config.train.batch // config.micro_batch
         self.carried: list[State] = [model.initial_state(self.batch) for _ in range(groups)]
         self.gradient_sum = GradientSum(model) if groups > 1 else None
+        self.recorded = RecordedPasses(model, config) if config.train.cuda_graphs else None
         self.optimizer = make_optimizer(model, config)
         self.average: WeightAverage | None = None
         self._average_power = config.train.average_power

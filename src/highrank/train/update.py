@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from highrank.data.batches import Columns
-from highrank.models import detached, seed_dropouts
+from highrank.models import seed_dropouts
 from highrank.runs import Config
-from highrank.train.objective import objective
+from highrank.train.one_pass import one_pass
 from highrank.train.state import StageState
 from highrank.workers import ALONE, Workers
 
@@ -43,7 +43,6 @@ def update(
     model, train = state.model, config.train
     device = next(model.parameters()).device
     model.zero_grad(set_to_none=True)
-    share = config.micro_batch / train.batch
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     mine = workers.share(len(state.carried))
     for index in mine:
@@ -51,16 +50,15 @@ def update(
             state.position.start, length, first=index * config.micro_batch, batch=config.micro_batch
         ).to(device)
         seed_dropouts(model, seed, state.position.step, index)
-        with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
-            output = model(segment.tokens, segment.target, state.carried[index])
-        loss = objective(output, train.alpha, train.beta) * share
-        if state.gradient_sum is None:
-            loss.backward()
+        if state.recorded is not None:
+            done = state.recorded(segment, state.carried[index])
+        elif state.gradient_sum is None:
+            done = one_pass(model, config, segment, state.carried[index])
         else:
             with state.gradient_sum.one_pass(workers, first=index == mine[0], last=index == mine[-1]):
-                loss.backward()
-        state.carried[index] = detached(output.state)
-        loss_sum += output.loss.detach().double() * segment.target.numel()
+                done = one_pass(model, config, segment, state.carried[index])
+        state.carried[index] = done.state
+        loss_sum += done.loss_sum
     norm = nn.utils.clip_grad_norm_(model.parameters(), train.clip)
     state.step(lr * length / train.bptt)
     return Update(loss_sum, norm, len(segment.tokens))

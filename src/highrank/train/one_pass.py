@@ -1,0 +1,29 @@
+"""One forward and backward pass of an update: a micro-batch in a segment."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from highrank.data.batches import Segment
+from highrank.models import LanguageModel, State, detached
+from highrank.runs import Config
+from highrank.train.objective import objective
+
+__all__ = ["Pass", "one_pass"]
+
+
+class Pass(NamedTuple):
+    """state: to carry on with; loss_sum: nats, added up over the tokens in float64, still on the device."""
+
+    state: State
+    loss_sum: Tensor
+
+
+def one_pass(model: LanguageModel, config: Config, segment: Segment, state: State) -> Pass:
+    """Adds the gradients of the micro-batch's share of the objective to ``grad``."""
+    train = config.train
+    with torch.autocast(segment.tokens.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
+        output = model(segment.tokens, segment.target, state)
+    (objective(output, train.alpha, train.beta) * (config.micro_batch / train.batch)).backward()
+    return Pass(detached(output.state), output.loss.detach().double() * segment.target.numel())
