@@ -128,7 +128,7 @@ class Worker:
 
     def close(self) -> int:
         """Ends the process; returns the largest resident size that it had (Linux), or, if it used a GPU, the most that
-        PyTorch had allocated there; in bytes."""
+        PyTorch had taken there, recorded passes and what is free within it included; in bytes."""
         self._connection.send("close")
         peak = int(self._connection.recv())
         self._process.join()
@@ -140,7 +140,7 @@ def _serve(make: Callable[[], Callable[[], object]], connection: Any) -> None:
     while connection.recv() == "call":
         connection.send(call())
     if torch.cuda.is_initialized():
-        connection.send(torch.cuda.max_memory_allocated())
+        connection.send(torch.cuda.max_memory_reserved())
         return
     # Not getrusage: on Linux a new process begins with its parent's maximum.
     status = Path("/proc/self/status").read_text()

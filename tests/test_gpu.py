@@ -1,6 +1,7 @@
 """What only a CUDA device can show: the same numbers as on the CPU, cuDNN's backward, and resume to the same bits."""
 
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -126,7 +127,8 @@ torch.cuda.synchronize()
 @pytest.fixture(scope="module")
 def programs_meet() -> None:
     """Programs that wait for one another for ever would hold this process too: first in one that can be ended."""
-    subprocess.run([sys.executable, "-c", ONE_LAYER], check=True, timeout=180)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", ONE_LAYER], check=True, timeout=180, env=environment)
 
 
 @compiled
@@ -143,18 +145,29 @@ def test_a_persistent_layer_is_no_worse_than_cudnn(size: tuple[int, ...], dtype:
     naive = errors(solve_layer(torchs, inputs, dtype), truth)
     found = errors(solve_layer(ours, inputs, dtype, long_cell=True), truth)
     for error, naive_error in zip(found, naive, strict=True):
-        assert error < 1.5 * naive_error + 1e-4
+        assert error < 1.5 * naive_error + torch.finfo(dtype).eps / 2  # of few numbers the errors are chance
 
 
 @compiled
 @pytest.mark.usefixtures("programs_meet")
 def test_a_thousand_persistent_layers_have_the_same_bits() -> None:
-    """A program that read before the others had written would differ, now and then."""
-    inputs = [x.cuda() for x in inputs_of(70, 12, 280, 960)]
-    first = solve_layer(ours, inputs, torch.bfloat16, long_cell=True)
-    for _ in range(1000):
-        again = solve_layer(ours, inputs, torch.bfloat16, long_cell=True)
-        assert all(one.equal(other) for one, other in zip(first, again, strict=True))
+    """A program that read before the others had written would differ, now and then: two problems take turns, so that
+    what is left in the memory from the last call is wrong."""
+    problems = []
+    for scale in (1.0, -0.5):
+        leaves = [x.cuda().to(torch.bfloat16).mul(scale) for x in inputs_of(70, 12, 280, 960)]
+        leaves[2] = leaves[2].float()
+        problems.append([x.requires_grad_() for x in leaves])
+    upstream = torch.randn(70, 12, 960, device="cuda", dtype=torch.bfloat16)
+
+    def solved(leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+        outputs, *_ = ours(*leaves)
+        return [outputs, *torch.autograd.grad(outputs, leaves, upstream)]
+
+    first = [solved(leaves) for leaves in problems]
+    for _ in range(500):
+        for leaves, expected in zip(problems, first, strict=True):
+            assert all(one.equal(other) for one, other in zip(solved(leaves), expected, strict=True))
 
 
 # Evaluation and training ----------------------------------------------------------------------------------------------

@@ -101,7 +101,8 @@ class _Function(torch.autograd.Function):
         grad_outputs = torch.zeros_like(before_TBH) if grad_outputs is None else grad_outputs.contiguous()
         if grad_hidden is not None:
             grad_outputs = torch.cat([grad_outputs[:-1], grad_outputs[-1:] + grad_hidden])
-        grad_cell = torch.zeros_like(cell_SBH[:1]) if grad_cell is None else grad_cell.clone()
+        contiguous = torch.contiguous_format
+        grad_cell = torch.zeros_like(cell_SBH[:1]) if grad_cell is None else grad_cell.clone(memory_format=contiguous)
         grad_gates_TBG = torch.empty_like(gates_TBG)
         backward(grad_outputs, gates_TBG, cell_SBH, weight_hh.t().contiguous(), grad_gates_TBG, grad_cell.squeeze(0))
         grad_NG = grad_gates_TBG.flatten(0, 1)

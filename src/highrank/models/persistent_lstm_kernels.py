@@ -49,7 +49,7 @@ INTERPRETED = Launch(8, 2, 16, 3)
 def _arrive(arrived):
     """Say that all that this program has written is written."""
     tl.debug_barrier()  # of every warp: the one thread that adds speaks for all of them
-    tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu")
+    tl.atomic_add(arrived, 1, sem="release", scope="gpu")
 
 
 @triton.jit

@@ -161,6 +161,7 @@ def train_stage(
             _Stage(recorder, corpus, state, stop, checkpoint_every_s).run_to_the_end()
     finally:
         recorder.close()
+        state.recorded = None  # a recording that is only found by the collector might go while another is being made
     position = state.position
     assert position.best_loss is not None  # a finished stage has validated
     return {

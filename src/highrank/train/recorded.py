@@ -7,8 +7,7 @@ dropouts are drawn inside, by generators that are placed anew before each pass, 
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ class RecordedPasses:
 
     def __init__(self, model: LanguageModel, config: Config, recorder: Recorder | None = None) -> None:
         self._model, self._config = model, config
-        self._recorder = recorder or partial(_record_cuda_graph, pool=torch.cuda.graph_pool_handle())
+        self._recorder = recorder or _CudaGraphs(next(model.parameters()).device)
         self._seen: set[int] = set()
         self._recordings: dict[int, _Recording] = {}
         self._parameters = list(model.parameters())
@@ -91,13 +90,22 @@ class RecordedPasses:
             parameter.grad = gradient
 
 
-def _record_cuda_graph(
-    passes: Callable[[], None], generators: Sequence[torch.Generator], *, pool: Any
-) -> Callable[[], object]:
-    """All recordings take the memory of ``pool`` for what lives within a pass: only one of them runs at a time."""
-    graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
-    with torch.cuda.graph(graph, pool=pool):
-        passes()
-    return graph.replay
+class _CudaGraphs:
+    """A recorder. All recordings take the memory of one pool for what lives within a pass: only one runs at a time.
+
+    Their stream is their own, since PyTorch's for all graphs of a process is of whatever device was current first.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+
+    def __call__(self, passes: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], object]:
+        with torch.cuda.device(self._device):
+            graph = torch.cuda.CUDAGraph()
+            for generator in generators:
+                graph.register_generator_state(generator)
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                passes()
+        return graph.replay
