@@ -127,6 +127,7 @@ def forward_kernel(
     at_BU = b_B[:, None] * WIDTH + u_U[None, :]
     gate_BU = b_B[:, None] * (4 * WIDTH) + u_U[None, :]
     there_BU = (b_B[:, None] < batch) & (u_U[None, :] < WIDTH)
+    numbers = batch.to(tl.int64) * WIDTH  # of a step
 
     # The rows of a unit's four gates stand beside one another, so that its sums meet in one thread. They go into the
     # shared memory of the processor, and stay there for the whole sequence.
@@ -135,15 +136,15 @@ def forward_kernel(
     weight_R = weight_GH + ((r_R % 4) * WIDTH + unit_R) * WIDTH
     weights = _pieces(weight_R, unit_R < WIDTH, WIDTH, 0, PIECES, WARPS, DEPTH, TRANSPOSED=True)
 
-    cell_BU = tl.load(cell_SBH + first * batch * WIDTH + at_BU, mask=there_BU, other=0.0)
+    cell_BU = tl.load(cell_SBH + first * numbers + at_BU, mask=there_BU, other=0.0)
     for t in range(first, last):
-        at_gates = gates_TBG + t * batch * (4 * WIDTH) + gate_BU
+        at_gates = gates_TBG + t * numbers * 4 + gate_BU
         from_input_BU = tl.load(at_gates, mask=there_BU, other=0.0).to(tl.float32)
         from_forget_BU = tl.load(at_gates + WIDTH, mask=there_BU, other=0.0).to(tl.float32)
         from_new_BU = tl.load(at_gates + 2 * WIDTH, mask=there_BU, other=0.0).to(tl.float32)
         from_output_BU = tl.load(at_gates + 3 * WIDTH, mask=there_BU, other=0.0).to(tl.float32)
 
-        hidden_B = hidden_SBH + (t * batch + b_B) * WIDTH
+        hidden_B = hidden_SBH + t * numbers + b_B * WIDTH
         before = _pieces(hidden_B, b_B < batch, WIDTH, 0, PIECES, WARPS, DEPTH, TRANSPOSED=False)
         sums_WBR = tl.zeros((WARPS, BATCH, 4 * UNITS), tl.float32)
         for piece in tl.static_range(PIECES):
@@ -157,7 +158,7 @@ def forward_kernel(
         output_BU = _sigmoid(output_BU + from_output_BU)
 
         cell_BU = forget_BU * cell_BU + input_BU * new_BU
-        after_BU = (t + 1) * batch * WIDTH + at_BU
+        after_BU = (t + 1) * numbers + at_BU
         tl.store(hidden_SBH + after_BU, (output_BU * _tanh(cell_BU)).to(dtype), mask=there_BU)
         if t + 1 < last:
             _arrive(arrived)  # what follows is for the backward pass: nobody waits for it
@@ -198,6 +199,7 @@ def backward_kernel(
     at_BU = b_B[:, None] * WIDTH + u_U[None, :]
     gate_BU = b_B[:, None] * (4 * WIDTH) + u_U[None, :]
     there_BU = (b_B[:, None] < batch) & (u_U[None, :] < WIDTH)
+    numbers = batch.to(tl.int64) * WIDTH  # of a step
 
     weight_U = weight_HG + u_U * (4 * WIDTH)
     weights = _pieces(weight_U, u_U < WIDTH, 4 * WIDTH, 0, PIECES, WARPS, DEPTH, TRANSPOSED=True)
@@ -205,17 +207,18 @@ def backward_kernel(
     grad_cell_BU = tl.load(grad_cell_BH + at_BU, mask=there_BU, other=0.0)
     for back in range(first, last):
         t = steps - 1 - back
-        at_gates = t * batch * (4 * WIDTH) + gate_BU
-        input_BU = tl.load(gates_TBG + at_gates, mask=there_BU, other=0.0).to(tl.float32)
-        forget_BU = tl.load(gates_TBG + at_gates + WIDTH, mask=there_BU, other=0.0).to(tl.float32)
-        new_BU = tl.load(gates_TBG + at_gates + 2 * WIDTH, mask=there_BU, other=0.0).to(tl.float32)
-        output_BU = tl.load(gates_TBG + at_gates + 3 * WIDTH, mask=there_BU, other=0.0).to(tl.float32)
-        before_BU = tl.load(cell_SBH + t * batch * WIDTH + at_BU, mask=there_BU, other=0.0)
-        tanh_BU = _tanh(tl.load(cell_SBH + (t + 1) * batch * WIDTH + at_BU, mask=there_BU, other=0.0))
-        grad_BU = tl.load(grad_output_TBH + t * batch * WIDTH + at_BU, mask=there_BU, other=0.0).to(tl.float32)
+        at_gates = gates_TBG + t * numbers * 4 + gate_BU
+        at_grad_gates = grad_gates_TBG + t * numbers * 4 + gate_BU
+        input_BU = tl.load(at_gates, mask=there_BU, other=0.0).to(tl.float32)
+        forget_BU = tl.load(at_gates + WIDTH, mask=there_BU, other=0.0).to(tl.float32)
+        new_BU = tl.load(at_gates + 2 * WIDTH, mask=there_BU, other=0.0).to(tl.float32)
+        output_BU = tl.load(at_gates + 3 * WIDTH, mask=there_BU, other=0.0).to(tl.float32)
+        before_BU = tl.load(cell_SBH + t * numbers + at_BU, mask=there_BU, other=0.0)
+        tanh_BU = _tanh(tl.load(cell_SBH + (t + 1) * numbers + at_BU, mask=there_BU, other=0.0))
+        grad_BU = tl.load(grad_output_TBH + t * numbers + at_BU, mask=there_BU, other=0.0).to(tl.float32)
 
         if back > 0:
-            later_B = grad_gates_TBG + ((t + 1) * batch + b_B) * (4 * WIDTH)
+            later_B = grad_gates_TBG + (t + 1) * numbers * 4 + b_B * (4 * WIDTH)
             sums_WBU = tl.zeros((WARPS, BATCH, UNITS), tl.float32)
             for group in tl.static_range(0, PIECES, GROUP):
                 later = _pieces(
@@ -238,10 +241,10 @@ def backward_kernel(
         grad_new_BU = grad_cell_BU * input_BU * (1 - new_BU * new_BU)
         grad_of_output_BU = grad_BU * tanh_BU * output_BU * (1 - output_BU)
         grad_cell_BU *= forget_BU
-        tl.store(grad_gates_TBG + at_gates, grad_input_BU.to(dtype), mask=there_BU)
-        tl.store(grad_gates_TBG + at_gates + WIDTH, grad_forget_BU.to(dtype), mask=there_BU)
-        tl.store(grad_gates_TBG + at_gates + 2 * WIDTH, grad_new_BU.to(dtype), mask=there_BU)
-        tl.store(grad_gates_TBG + at_gates + 3 * WIDTH, grad_of_output_BU.to(dtype), mask=there_BU)
+        tl.store(at_grad_gates, grad_input_BU.to(dtype), mask=there_BU)
+        tl.store(at_grad_gates + WIDTH, grad_forget_BU.to(dtype), mask=there_BU)
+        tl.store(at_grad_gates + 2 * WIDTH, grad_new_BU.to(dtype), mask=there_BU)
+        tl.store(at_grad_gates + 3 * WIDTH, grad_of_output_BU.to(dtype), mask=there_BU)
         if back + 1 < last:
             _arrive(arrived)
             _wait(arrived, (back + 1 - first) * tl.num_programs(0))
