@@ -1,9 +1,10 @@
 """How long does a recurrent layer take on a GPU, forward and backward: cuDNN's, beside the persistent kernels?"""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,11 +36,14 @@ def persistent(sequence: Tensor, state: tuple[Tensor, Tensor], weights: list[Ten
     return persistent_lstm(short[0], (short[1], state[1]), *short[2:])[0].float()
 
 
-def with_each_launch(device: torch.device, size: Size) -> dict[str, Callable[..., Tensor]]:
-    """By what it is, a layer by every launch of the table that the GPU can hold; the first of them is what runs."""
+def with_each_launch(device: torch.device, size: Size, table: Sequence[Any]) -> dict[str, Callable[..., Tensor]]:
+    """By what it is, a layer by every launch of the table that the GPU can hold; the first of them is what runs.
+
+    Each leaves the kernels with its own launch alone, which its backward pass takes too.
+    """
     from highrank.models import persistent_lstm_kernels as kernels
 
-    table, (_, batch, _, width) = kernels.LAUNCHES, size
+    _, batch, _, width = size
     ways = {}
     for launch in table:
         kernels.LAUNCHES = (launch,)
@@ -50,7 +54,6 @@ def with_each_launch(device: torch.device, size: Size) -> dict[str, Callable[...
                 return persistent(*arguments)
 
             ways[f"triton bfloat16, {launch.units} units, {launch.group} pieces"] = run
-    kernels.LAUNCHES = table
     return ways
 
 
@@ -82,9 +85,11 @@ def main() -> None:
     if (why := first.failure(FIRST_CALL_S)) is not None:
         parser.exit(1, f"a layer by the persistent kernels: {why}\n")
     first.close()
+    from highrank.models.persistent_lstm_kernels import LAUNCHES  # needs Triton, as the process above has shown
+
     rows = []
     for size in SIZES:
-        runs = {"cuDNN float32": torchs, "cuDNN bfloat16": rounded} | with_each_launch(device, size)
+        runs = {"cuDNN float32": torchs, "cuDNN bfloat16": rounded} | with_each_launch(device, size, LAUNCHES)
         calls = {name: partial(many, layer(run, *size, device=arguments.device)) for name, run in runs.items()}
         of_calls = in_turn(calls, arguments.repeats, warm_up=2)
         times = {name: summary([each / LAYERS_A_CALL for each in seconds]) for name, seconds in of_calls.items()}

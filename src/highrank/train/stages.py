@@ -17,13 +17,7 @@ from highrank.progress import SILENT, Display
 from highrank.runs import STAGES, Config, RunFolder, at_work, parse_config, writing
 from highrank.runs.config import changed_settings
 from highrank.runs.records import has_ended
-from highrank.train.loop import (
-    check_can_go_on,
-    check_device,
-    check_workers,
-    train_stage,
-    training_columns,
-)
+from highrank.train.loop import check_can_go_on, check_device, check_workers, train_stage, training_columns
 from highrank.workers import ALONE, Workers
 
 __all__ = ["Machine", "corpus_for", "corpus_of", "finetune", "open_or_create", "set_later_settings", "train"]
