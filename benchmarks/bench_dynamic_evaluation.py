@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.harness import Worker, in_turn, save, summary
+from benchmarks.harness import Worker, environments, in_turn, save, summary
 from benchmarks.textbook import dynamic_losses, textbook_model
 from highrank.data import find_corpus, load_corpus
 from highrank.data.batches import Columns
@@ -61,14 +61,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    # Imported here because importing it sets what it says, which the textbook's process must not do.
-    from highrank.cli.environment import BESIDE_OTHERS, DEFAULTS
-
-    # Each in a process of its own: ours in the environment that the command line sets where nothing else computes, the
-    # textbook as PyTorch comes.
-    as_it_comes = dict.fromkeys(DEFAULTS | BESIDE_OTHERS)
-    alone = as_it_comes | DEFAULTS
-    environments = {"highrank": alone, "textbook": as_it_comes, "textbook, our environment": alone}
+    # Each in a process of its own: ours in the environment that the command line sets, the textbook as PyTorch comes.
+    as_it_comes, alone = environments()
+    of_each = {"highrank": alone, "textbook": as_it_comes, "textbook, our environment": alone}
     workers = {
         name: Worker(
             partial(
@@ -81,7 +76,7 @@ def main() -> None:
             ),
             environment,
         )
-        for name, environment in environments.items()
+        for name, environment in of_each.items()
     }
     times = in_turn(workers, arguments.repeats)
     peaks = {name: worker.close() for name, worker in workers.items()}

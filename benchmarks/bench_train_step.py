@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Worker, in_turn, peak_rss_bytes, save, summary
-from benchmarks.textbook import accumulated_step, textbook_model
+from benchmarks.harness import Worker, environments, in_turn, peak_rss_bytes, save, summary
+from benchmarks.textbook import TextbookModel, accumulated_step, textbook_model
 from highrank.data import find_corpus, load_corpus
 from highrank.data.batches import Columns
+from highrank.models import LanguageModel
 from highrank.runs import Config, build_model, find_recipe, read_config
 from highrank.train import StageState, update
 from highrank.workers import ALONE, Workers
@@ -46,14 +47,14 @@ OURS_ON_A_GPU |= {
     for name, settings in OURS_ON_A_GPU.items()
 }
 TEXTBOOK = ("textbook", "textbook, our environment")
+TEXTBOOK_EPSILON = 1e-8  # inside the original's logarithm
 
 
 def our_step(
+    model: LanguageModel,
     config: Config,
-    vocab_size: int,
     columns: Columns,
     *,
-    device: torch.device | str = "cpu",
     workers: Workers = ALONE,
     averaging: bool = False,
 ) -> Step:
@@ -62,8 +63,7 @@ def our_step(
     Returns the loss in nats a token, still on the device; with several ``workers`` this one's part of it.
     """
     train = config.train
-    model = build_model(config, vocab_size).to(device).train()
-    state = StageState(model, config)
+    state = StageState(model.train(), config)
     if averaging:
         state.start_averaging()
 
@@ -75,10 +75,9 @@ def our_step(
     return step
 
 
-def textbook_step(config: Config, vocab_size: int, columns: Columns, *, device: torch.device | str = "cpu") -> Step:
-    """The same update by the original's formula, epsilon inside the logarithm included."""
-    train = config.train
-    model = textbook_model(config, vocab_size, epsilon=1e-8).to(device)
+def textbook_step(model: TextbookModel, config: Config, columns: Columns) -> Step:
+    """The same update by the original's formula."""
+    train, device = config.train, model.prior.weight.device
     optimizer = torch.optim.SGD(model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
     groups = train.batch // config.micro_batch
     hidden, start = [model.init_hidden(config.micro_batch) for _ in range(groups)], 0
@@ -112,8 +111,11 @@ def make_step(candidate: str, recipe: str, data: str | None, device: str = "cpu"
     corpus = load_corpus(find_corpus(config.data.corpus, data))
     columns = Columns(corpus.tokens["train"], config.train.batch)
     torch.manual_seed(config.train.seed)
-    make = our_step if candidate in ours else textbook_step
-    step = make(config, len(corpus.vocabulary), columns, device=device)
+    words = len(corpus.vocabulary)
+    if candidate in ours:
+        step = our_step(build_model(config, words).to(device), config, columns)
+    else:
+        step = textbook_step(textbook_model(config, words, epsilon=TEXTBOOK_EPSILON).to(device), config, columns)
 
     def steps() -> float:
         losses = [step() for _ in range(STEPS_A_CALL[torch.device(device).type])]
@@ -135,21 +137,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
 
-    # Imported here because importing it sets what it says, which the textbook's process must not do.
-    from highrank.cli.environment import BESIDE_OTHERS, DEFAULTS
-
-    # Each in a process of its own, for its own memory and environment: ours as the command line sets it where nothing
-    # else computes, the textbook as PyTorch comes, and, to show what the environment alone does, the textbook in ours.
-    as_it_comes = dict.fromkeys(DEFAULTS | BESIDE_OTHERS)
-    alone = as_it_comes | DEFAULTS
+    # Each in a process of its own, for its own memory and environment: ours as the command line sets it, the textbook
+    # as PyTorch comes, and, to show what the environment alone does, the textbook in ours.
+    as_it_comes, alone = environments()
     textbook, textbook_in_ours = TEXTBOOK
     on = torch.device(arguments.device).type
     ours = OURS | (OURS_ON_A_GPU if on == "cuda" else {})
     mixtures = [name for name in ours if "one softmax" not in name]  # the textbook's model
-    environments = dict.fromkeys(ours, alone) | {textbook: as_it_comes, textbook_in_ours: alone}
+    of_each = dict.fromkeys(ours, alone) | {textbook: as_it_comes, textbook_in_ours: alone}
     workers = {
         name: Worker(partial(make_step, name, arguments.recipe, arguments.data, arguments.device), environment)
-        for name, environment in environments.items()
+        for name, environment in of_each.items()
     }
     # On a GPU what fails by itself, or waits for ever, must not take the others' figures with it.
     failed = {name: worker.failure(FIRST_CALL_S) for name, worker in workers.items()} if on == "cuda" else {}

@@ -14,9 +14,7 @@ from pathlib import Path
 
 from benchmarks.bench_dynamic_evaluation import make_walk
 from benchmarks.bench_train_step import make_step
-from benchmarks.harness import Worker, in_turn, save, summary
-
-Environment = Mapping[str, str | None]
+from benchmarks.harness import Environment, Worker, environments, in_turn, save, summary
 
 
 @contextmanager
@@ -29,16 +27,16 @@ def busy_programs(count: int) -> Iterator[None]:
 
 
 def measure(
-    environments: Mapping[str, Environment], recipe: str, data: str | None, repeats: int
+    ways: Mapping[str, Environment], recipe: str, data: str | None, repeats: int
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """For each of the ``environments`` the times of an update and of 20 segments of dynamic evaluation."""
+    """For each of the ``ways`` the times of an update and of 20 segments of dynamic evaluation."""
     work = {
         "update": partial(make_step, "highrank", recipe, data),
         "20 segments of dynamic evaluation": partial(make_walk, "highrank", recipe, data, 20, "cpu"),
     }
     found: dict[str, dict[str, dict[str, float]]] = {}
     for what, make in work.items():
-        workers = {name: Worker(make, environment) for name, environment in environments.items()}
+        workers = {name: Worker(make, environment) for name, environment in ways.items()}
         times = in_turn(workers, repeats, warm_up=3)
         for worker in workers.values():
             worker.close()
@@ -55,14 +53,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
     # Imported here because importing it sets what it says, which the process that spins must not be given.
-    from highrank.cli.environment import BESIDE_OTHERS, DEFAULTS
+    from highrank.cli.environment import BESIDE_OTHERS
 
-    as_it_comes: Environment = dict.fromkeys(BESIDE_OTHERS) | DEFAULTS
-    environments: dict[str, Environment] = {
-        "as PyTorch comes": as_it_comes,
-        "asleep at once": as_it_comes | BESIDE_OTHERS | {"GOMP_SPINCOUNT": "0"},
+    _, alone = environments()  # where threads wait as PyTorch comes
+    ways: dict[str, Environment] = {
+        "as PyTorch comes": alone,
+        "asleep at once": {**alone, **BESIDE_OTHERS, "GOMP_SPINCOUNT": "0"},
         **{
-            f"asleep after {count} looks": as_it_comes | BESIDE_OTHERS | {"GOMP_SPINCOUNT": str(count)}
+            f"asleep after {count} looks": {**alone, **BESIDE_OTHERS, "GOMP_SPINCOUNT": str(count)}
             for count in (300, 1000, 3000)
         },
     }
@@ -70,11 +68,11 @@ def main() -> None:
     for count in range(3):
         print(f"beside {count} busy programs")
         with busy_programs(count):
-            found[count] = measure(environments, arguments.recipe, arguments.data, arguments.repeats)
+            found[count] = measure(ways, arguments.recipe, arguments.data, arguments.repeats)
     result = {
         "recipe": arguments.recipe,
         "repeats": arguments.repeats,
-        "environments": environments,
+        "environments": ways,
         "beside_busy_programs": found,
     }
     print(save(Path(__file__).stem, result))

@@ -21,9 +21,11 @@ from highrank.files import write_text
 
 __all__ = [
     "RESULTS",
+    "Environment",
     "Memory",
     "Worker",
     "code_commit",
+    "environments",
     "in_turn",
     "machine",
     "memory_of",
@@ -34,6 +36,8 @@ __all__ = [
 ]
 
 RESULTS = Path(__file__).parent / "results"
+
+Environment = Mapping[str, str | None]  # variables of a process; None: not set
 
 
 def in_turn(
@@ -99,9 +103,7 @@ class Worker:
     ``make`` (picklable) is called there and returns what is called for each measurement.
     """
 
-    def __init__(
-        self, make: Callable[[], Callable[[], object]], environment: Mapping[str, str | None] | None = None
-    ) -> None:
+    def __init__(self, make: Callable[[], Callable[[], object]], environment: Environment | None = None) -> None:
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(make, theirs))
@@ -147,8 +149,17 @@ def _serve(make: Callable[[], Callable[[], object]], connection: Any) -> None:
     connection.send(next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")))
 
 
+def environments() -> tuple[Environment, Environment]:
+    """For processes of their own: PyTorch as it comes, and as the command line sets it where nothing else computes."""
+    # Imported here because importing it sets what it says, which must not reach what is measured as it comes.
+    from highrank.cli.environment import BESIDE_OTHERS, DEFAULTS
+
+    as_it_comes: Environment = dict.fromkeys(DEFAULTS | BESIDE_OTHERS)
+    return as_it_comes, {**as_it_comes, **DEFAULTS}
+
+
 @contextmanager
-def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+def _environment(values: Environment) -> Iterator[None]:
     """What a process started inside finds (None: not set). For libraries that read it once, when they are loaded."""
     before = dict(os.environ)
     for name, value in values.items():

@@ -32,7 +32,7 @@ from benchmarks.harness import save
 from highrank.cli.launch import leave
 from highrank.data.batches import Columns
 from highrank.data.catalog import CATALOG
-from highrank.runs import Config, choose_device, find_recipe, parameter_count, read_config
+from highrank.runs import Config, build_model, choose_device, find_recipe, parameter_count, read_config
 from highrank.workers import ALONE, Workers, join_workers
 
 WORKERS = (1, 2, 3, 4, 8, 16, 32, 64)
@@ -52,7 +52,8 @@ def step_of(config: Config, device: torch.device, workers: Workers = ALONE) -> C
     """The training loop's own update at the recipe's sizes; returns its seconds."""
     train, vocab_size = config.train, CATALOG[config.data.corpus].vocabulary_size
     tokens = np.random.default_rng(0).integers(vocab_size, size=train.batch * train.bptt * SEGMENTS, dtype=np.int32)
-    update = our_step(config, vocab_size, Columns(tokens, train.batch), device=device, workers=workers)
+    model = build_model(config, vocab_size).to(device)
+    update = our_step(model, config, Columns(tokens, train.batch), workers=workers)
 
     def step() -> float:
         began = time.perf_counter()

@@ -91,9 +91,8 @@ def expected_cpu_s(trial: Trial, corpus: Corpus, median_s: Mapping[str, float]) 
 def _parts(trial: Trial, corpus: Corpus) -> dict[str, Callable[[], object]]:
     """What is measured of a variant, by name."""
     config, tokens, words = trial.config, corpus.tokens, len(corpus.vocabulary)
-    update = our_step(
-        config, words, Columns(tokens["train"], config.train.batch), averaging=config.train.average_from > 0
-    )
+    columns = Columns(tokens["train"], config.train.batch)
+    update = our_step(build_model(config, words), config, columns, averaging=config.train.average_from > 0)
     model = build_model(config, words)
     valid = tokens["valid"][: EVALUATED_TOKENS + 1]
     parts: dict[str, Callable[[], object]] = {
