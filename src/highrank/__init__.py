@@ -7,6 +7,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from highrank import evaluate as evaluate
+    from highrank import functional as functional
+    from highrank import heads as heads
     from highrank.evaluate.rank import Rank, rank
     from highrank.functional import LossOptions, mixture_cross_entropy, mixture_log_prob, mixture_statistics
     from highrank.heads import MixtureOfContexts, MixtureOfSoftmaxes, Softmax
@@ -45,12 +48,14 @@ _HOME = {
 _MODULES = ("evaluate", "functional", "heads")  # whose names are public too
 
 
-def __getattr__(name: str) -> object:
-    if name in _MODULES:
-        return importlib.import_module(f"highrank.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module 'highrank' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+if not TYPE_CHECKING:  # a type checker would take every name for one of ours
+
+    def __getattr__(name):
+        if name in _MODULES:
+            return importlib.import_module(f"highrank.{name}")
+        if name not in _HOME:
+            raise AttributeError(f"module 'highrank' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

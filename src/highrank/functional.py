@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from highrank.ops import LossOptions, Settings, choose, fused_log_prob
+from highrank.ops import LossOptions, Settings, check_options, choose, fused_log_prob
 
 __all__ = ["LossOptions", "MixtureStatistics", "mixture_cross_entropy", "mixture_log_prob", "mixture_statistics"]
 
@@ -55,9 +55,9 @@ def mixture_cross_entropy(
     scales them in place, or a copy if the graph is kept; for none, and always in float16, whose range a sum of
     gradients can leave before it is scaled, only the inputs are, and backward walks again.
     Gradients are exact for every reduction (within rounding: see ``LossOptions.min_posterior``); a second derivative
-    raises, and so do forward mode and ``torch.func`` (only ``implementation="reference"`` has them).
-    Raises ValueError naming the argument, what was expected and what came. A target out of range is looked for on the
-    CPU only; elsewhere the fused implementations make its loss NaN.
+    raises, and so do forward mode and derivatives by ``torch.func`` (only ``implementation="reference"`` has them).
+    Raises ValueError (for ``options`` TypeError) naming the argument, what was expected and what came. A target out of
+    range is looked for on the CPU only; elsewhere the fused implementations make its loss NaN.
     Source: Yang et al. 2018, section 2.2 (arXiv 1711.03953).
     """
     loss, _ = _loss(context, prior_logits, weight, target, bias, ignore_index, reduction, implementation, options)
@@ -80,17 +80,19 @@ def mixture_statistics(
 
     Arguments, memory and errors as there; the statistics add O(tokens * K).
     """
-    loss, joint = _loss(context, prior_logits, weight, target, bias, ignore_index, reduction, implementation, options)
+    loss, log_prob = _loss(
+        context, prior_logits, weight, target, bias, ignore_index, reduction, implementation, options
+    )
     _, prior_logits, _, _ = _autocast(context, prior_logits, weight, bias)
-    log_prior = torch.log_softmax(prior_logits.detach().to(joint.dtype), dim=-1)
-    prior, posterior = log_prior.exp(), torch.softmax(joint, dim=-1)
+    log_prior = torch.log_softmax(prior_logits.detach().to(log_prob.dtype), dim=-1)
+    prior, posterior = log_prior.exp(), torch.softmax(log_prior + log_prob, dim=-1)
     return MixtureStatistics(
         loss=loss,
         prior=prior,
         posterior=posterior,
         prior_entropy=torch.special.entr(prior).sum(-1),
         posterior_entropy=torch.special.entr(posterior).sum(-1),
-        component_log_prob=joint - log_prior,
+        component_log_prob=log_prob,
     )
 
 
@@ -105,7 +107,7 @@ def _loss(
     implementation: str,
     options: LossOptions | None,
 ) -> tuple[Tensor, Tensor]:
-    """The reduced loss, and log P(component, target) (*, K) without gradient."""
+    """The reduced loss, and log P(target | component) (*, K) without gradient."""
     context, prior_logits, weight, bias = _autocast(context, prior_logits, weight, bias)
     _check(context, prior_logits, weight, bias)
     if target.shape != context.shape[:-2]:
@@ -125,7 +127,7 @@ def _loss(
     target_N = target.reshape(-1)
 
     with _no_autocast(context.device.type):  # dtypes are settled: sums must not be cast down again
-        loss, joint_NK = compute(
+        loss, log_prob_NK = compute(
             context.reshape(-1, *context.shape[-2:]),
             prior_logits.reshape(-1, prior_logits.shape[-1]),
             weight,
@@ -141,7 +143,7 @@ def _loss(
         loss = (loss / count.clamp(min=1)).masked_fill(count == 0, torch.nan)
     elif reduction == "none":
         loss = loss.view(target.shape)
-    return loss, joint_NK.view(prior_logits.shape)
+    return loss, log_prob_NK.view(prior_logits.shape)
 
 
 def mixture_log_prob(
@@ -163,8 +165,8 @@ def mixture_log_prob(
     Memory beside the result: 2 + 2 / K blocks of ``options.block_bytes``, one more in half precision (but on a CPU one
     in all, and as many strips of 4 MiB), and O(tokens * K). Backward, which computes the logits again, takes 2 + 2 / K
     blocks, in half precision 5 + 4 / K, beside the gradients, their sums and the upstream gradient (*, V).
-    Gradients are exact; a second derivative raises, and so do forward mode and ``torch.func``.
-    Raises ValueError naming the argument, what was expected and what came.
+    Gradients are exact; a second derivative raises, and so do forward mode and derivatives by ``torch.func``.
+    Raises ValueError (for ``options`` TypeError) naming the argument, what was expected and what came.
     """
     context, prior_logits, weight, bias = _autocast(context, prior_logits, weight, bias)
     _check(context, prior_logits, weight, bias)
@@ -180,8 +182,7 @@ def mixture_log_prob(
 
 
 def _settings(options: LossOptions | None, context: Tensor, weight: Tensor) -> Settings:
-    if not isinstance(options, LossOptions | None):
-        raise TypeError(f"options: expected LossOptions, got {options!r}")
+    check_options(options)
     return (options or LossOptions()).settings(context, weight)
 
 
@@ -233,6 +234,8 @@ def _check(context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor |
         raise ValueError(
             f"bias: expected shape ({weight.shape[0]},) for weight {tuple(weight.shape)}, got {tuple(bias.shape)}"
         )
+    if context.dtype not in DTYPES:
+        raise ValueError(f"context: expected float32, float64, bfloat16 or float16, got {context.dtype}")
     others = {"prior_logits": prior_logits, "weight": weight} | ({} if bias is None else {"bias": bias})
     for name, tensor in others.items():
         if tensor.dtype != context.dtype or tensor.device != context.device:
@@ -240,5 +243,3 @@ def _check(context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor |
                 f"{name}: expected {context.dtype} on {context.device} like context, "
                 f"got {tensor.dtype} on {tensor.device}"
             )
-    if context.dtype not in DTYPES:
-        raise ValueError(f"context: expected float32, float64, bfloat16 or float16, got {context.dtype}")

@@ -74,3 +74,9 @@ def test_a_coarse_posterior_filter_shows_in_the_gradients() -> None:
     (exact_loss, exact), (loss_value, filtered) = found[0.0], found[0.95]
     assert loss_value == exact_loss
     assert (filtered - exact).norm() > 0.01 * exact.norm()
+
+
+@every_head
+def test_what_is_no_options_is_refused_at_once(name: str) -> None:
+    with pytest.raises(TypeError, match=r"options: expected LossOptions, got \{'block_bytes': 1\}"):
+        HEADS[name](8, 30, options={"block_bytes": 1})

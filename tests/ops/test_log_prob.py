@@ -1,5 +1,6 @@
 """Log-probabilities of all classes as an operator: exact gradients, bounded memory, compilers, and what is refused."""
 
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -109,6 +110,40 @@ def test_a_class_that_is_not_there_has_no_gradient() -> None:
     without = reference.mixture_log_prob(context, prior_logits, weight[keep], bias[keep])
     wanted = gradients(without, small, torch.ones_like(without))
     torch.testing.assert_close(found, wanted)
+
+
+def test_a_component_that_is_not_there_has_no_gradient() -> None:
+    problem = make_problem(5, components=3)
+    problem.prior_logits[:, 1] = -torch.inf
+    inputs = leaves(problem)
+    ours, theirs = both(problem, inputs)
+    upstream = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
+    found = gradients(ours, inputs, upstream)
+    torch.testing.assert_close(found, gradients(theirs, inputs, upstream))  # numbers, all of them
+    assert found[0] is not None
+    assert found[0][:, 1].eq(0).all()
+
+
+@pytest.mark.parametrize("logit", [10.0, 100.0, 1e4])
+def test_a_confident_token_is_as_exact_as_in_the_definition(logit: float) -> None:
+    context, prior_logits, weight = (
+        torch.full((1, 2, 1), logit),
+        torch.tensor([[0.3, -0.2]]),
+        torch.tensor([[1.0], [0]]),
+    )
+
+    def of(log_prob: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        of_context, of_prior, of_weight = (x.to(dtype) for x in (context, prior_logits, weight))
+        found = log_prob(of_context, of_prior, of_weight.requires_grad_(), bias=None)
+        (gradient,) = torch.autograd.grad(found[0, 0], of_weight)
+        return found.detach().double(), gradient.double()
+
+    truth = of(reference.mixture_log_prob, torch.float64)
+    naive = of(reference.mixture_log_prob, torch.float32)
+    ours = of(mixture_log_prob, torch.float32)
+    assert ours[0].max() <= 0
+    for true, mine, other in zip(truth, ours, naive, strict=True):
+        assert (mine - true).abs().max() <= 2 * (other - true).abs().max() + 1e-7
 
 
 def test_a_loss_of_all_classes_trains_a_head() -> None:

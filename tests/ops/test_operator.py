@@ -158,6 +158,21 @@ def test_selective_checkpointing_walks_once(kept: list[Any], walks: int) -> None
 # Shapes only ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_an_exported_loss_trains_and_says_why_it_cannot() -> None:
+    model, arguments = Model(), batch(5)
+    exported = torch.export.export(model, arguments).module()
+    exported(*arguments).backward()
+    model(*arguments).backward()
+    theirs = dict(exported.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(theirs[name].grad, parameter.grad)
+    with torch.no_grad():
+        without = torch.export.export(model, arguments).module()
+    with pytest.raises(RuntimeError, match="traced where no gradient was wanted, as under no_grad"):
+        without(*arguments).backward()
+
+
 @every_reduction
 def test_on_the_meta_device_there_are_shapes(reduction: str) -> None:
     with torch.device("meta"):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from highrank.functional import mixture_statistics
-from tests.implementations import every_reduction
+from tests.implementations import every_implementation, every_reduction
 from tests.parity import make_problem
 
 
@@ -41,3 +41,22 @@ def test_statistics_are_those_of_the_definition(implementation: str, reduction: 
         problem.loss(reduction=reduction, implementation="reference").sum(), problem.context
     )
     torch.testing.assert_close(ours, expected)
+
+
+@every_implementation
+def test_what_a_component_without_weight_would_have_said(implementation: str) -> None:
+    problem = make_problem(6, dtype=torch.float32)
+    problem.prior_logits[:, 1] = torch.tensor([-torch.inf, -1e4, -1e8, 0, -3, 2])
+    found, likely = (
+        mixture_statistics(
+            problem.context,
+            prior_logits,
+            problem.weight,
+            problem.target,
+            bias=problem.bias,
+            implementation=implementation,
+        )
+        for prior_logits in (problem.prior_logits, torch.zeros_like(problem.prior_logits))
+    )
+    torch.testing.assert_close(found.component_log_prob, likely.component_log_prob)
+    assert found.posterior[:3, 1].eq(0).all()

@@ -14,6 +14,7 @@ from highrank.functional import (
     mixture_log_prob,
     mixture_statistics,
 )
+from highrank.ops import check_options
 
 __all__ = ["Components", "Head", "check_sizes", "dropout_of"]
 
@@ -49,6 +50,7 @@ class Head(nn.Module, ABC):
     ) -> None:
         super().__init__()
         check_sizes(num_classes=num_classes, context_features=context_features)
+        check_options(options)
         self.num_classes = num_classes
         self.context_features = context_features
         self.options = options
@@ -56,12 +58,12 @@ class Head(nn.Module, ABC):
         self.bias = nn.Parameter(torch.empty(num_classes, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """The weight uniform within 0.1 of zero, as an AWD-LSTM's, and no bias. Layers have this for themselves."""
-        self.weight.uniform_(-0.1, 0.1)
+        # By nn.init, which Transformers makes leave alone what a checkpoint has.
+        nn.init.uniform_(self.weight, -0.1, 0.1)
         if self.bias is not None:
-            self.bias.zero_()
+            nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
         names = ("in_features", "num_classes", "num_components", "context_features")
@@ -77,8 +79,8 @@ class Head(nn.Module, ABC):
             raise ValueError(f"hidden: expected shape (*, {self.in_features}), got {tuple(hidden.shape)}")
         return self.components(hidden)
 
-    def tie(self, embedding: nn.Parameter) -> None:
-        """Use an input embedding (V, D) as the output embedding."""
+    def tie(self, embedding: Tensor) -> None:
+        """Use an input embedding (V, D), a parameter, as the output embedding."""
         if not isinstance(embedding, nn.Parameter):
             raise TypeError(f"embedding: expected a parameter, as embedding.weight, got {type(embedding).__name__}")
         if embedding.shape != self.weight.shape:

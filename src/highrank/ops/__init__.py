@@ -2,14 +2,14 @@
 
 Every implementation takes flattened, checked arguments: context (N, K, D), prior_logits (N, K), weight (V, D),
 bias (V) or None, target (N) with ``ignore_index`` for tokens that do not count, and returns the loss of each token (N)
-or their sum, which is differentiable, and the joint log-probabilities of component and target (N, K), which are not.
+or their sum, which is differentiable, and log P(target | component) (N, K), which is not.
 ``highrank.functional`` does the checking.
 """
 
 from highrank.ops.factored import factored_loss
 from highrank.ops.log_prob import fused_log_prob
-from highrank.ops.options import LossOptions
+from highrank.ops.options import LossOptions, check_options
 from highrank.ops.table import IMPLEMENTATIONS, choose
 from highrank.ops.walk import Settings
 
-__all__ = ["IMPLEMENTATIONS", "LossOptions", "Settings", "choose", "factored_loss", "fused_log_prob"]
+__all__ = ["IMPLEMENTATIONS", "LossOptions", "Settings", "check_options", "choose", "factored_loss", "fused_log_prob"]

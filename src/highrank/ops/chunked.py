@@ -64,7 +64,8 @@ def walk(
     buffer_RU = block_buffer(context, weight, settings)
     strip_SU = strip_buffer(buffer_RU, components, settings)
     block = len(buffer_RU) // components
-    joint_NK = torch.log_softmax(prior_logits.to(dtype), dim=-1)
+    log_prior_NK = torch.log_softmax(prior_logits.to(dtype), dim=-1)
+    log_prob_NK = torch.empty_like(log_prior_NK)
     grads = Gradients(
         context.new_empty(context.shape) if needs.context else None,
         torch.softmax(prior_logits.to(dtype), dim=-1) if needs.prior_logits else None,
@@ -77,11 +78,10 @@ def walk(
         part = slice(start, min(start + block, tokens))
         context_RD = context[part].reshape(-1, features)
         target_R1 = target[part].repeat_interleave(components).unsqueeze(1)
-        joint_bK = joint_NK[part]  # b = tokens in block
+        log_prob_bK = log_prob_NK[part]  # b = tokens in block
         block_RU = logits_of(context_RD, weight, bias, buffer_RU[: len(context_RD)])
         for rows, wide_RU in strips(block_RU, strip_SU, write=differentiated):
-            log_prob_R = _softmax_in_place(wide_RU, context_RD[rows], weight, bias, target_R1[rows])
-            joint_bK.view(-1)[rows] += log_prob_R
+            log_prob_bK.view(-1)[rows] = _softmax_in_place(wide_RU, context_RD[rows], weight, bias, target_R1[rows])
             if differentiated:
                 # The gradient of the logits is row_weight * (prob - onehot(target)). row_weight is left to the small
                 # side of each product, which saves a pass over the block.
@@ -89,7 +89,7 @@ def walk(
         if token_weight is None:
             continue
 
-        posterior_bK = torch.softmax(joint_bK, dim=1)
+        posterior_bK = torch.softmax(log_prior_NK[part] + log_prob_bK, dim=1)
         token_weight_b1 = token_weight[part].unsqueeze(1).to(dtype)
         if grads.prior_logits is not None:
             grads.prior_logits[part].sub_(posterior_bK).mul_(token_weight_b1)
@@ -110,7 +110,7 @@ def walk(
 
     if grads.prior_logits is not None:
         grads = grads._replace(prior_logits=grads.prior_logits.to(prior_logits.dtype))
-    return joint_NK, grads
+    return log_prob_NK, grads
 
 
 def vector_rows(new: Callable[..., Tensor], rows: int, columns: int, dtype: torch.dtype) -> Tensor:

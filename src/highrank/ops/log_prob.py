@@ -67,8 +67,10 @@ def _log_prob(
         for rows, wide_RU in strips(block_RU, strip_SU, write=False):
             some = slice(start + rows.start // components, start + rows.stop // components)
             logits_sKV = wide_RU.view(-1, components, wide_RU.shape[1])[..., :classes]  # s = tokens in strip
+            # Without their largest first: what is added to large logits is rounded as they are.
+            logits_sKV.sub_(logits_sKV.amax(dim=2, keepdim=True))
             # log pi_k - lse_k is one number a row, so the components are joined by one logsumexp over K.
-            shift_sK1 = (log_prior_NK[some] - logits_sKV.logsumexp(dim=2)).unsqueeze(2)
+            shift_sK1 = log_prior_NK[some].unsqueeze(2) - logits_sKV.exp().sum(dim=2, keepdim=True).log_()
             log_prob_NV[some] = logits_sKV.add_(shift_sK1).logsumexp(dim=1)
     return log_prob_NV
 
@@ -113,9 +115,9 @@ def _walk(
     buffer_RU = block_buffer(context, weight, settings)
     block = len(buffer_RU) // components
     short = buffer_RU.dtype != dtype  # then the logits are copied, and the buffer has their gradients for the products
-    joint_RU = torch.empty_like(buffer_RU, dtype=dtype) if short else buffer_RU
-    grad_RU = torch.empty_like(joint_RU)
-    ones_R1 = joint_RU.new_ones((len(buffer_RU), 1))  # unlike the loss's, these rows have their weight
+    long_RU = torch.empty_like(buffer_RU, dtype=dtype) if short else buffer_RU
+    grad_RU = torch.empty_like(long_RU)
+    ones_R1 = long_RU.new_ones((len(buffer_RU), 1))  # unlike the loss's, these rows have their weight
     prior_logits_NK = prior_logits.to(dtype)
     log_prior_NK1 = torch.log_softmax(prior_logits_NK, dim=-1).unsqueeze(2)
     mass_NK = prior_logits_NK.new_empty(prior_logits.shape)
@@ -131,23 +133,23 @@ def _walk(
         rows = len(context_RD)
         logits_RU = logits_of(context_RD, weight, bias, buffer_RU[:rows])
         if short:
-            logits_RU = joint_RU[:rows].copy_(logits_RU)
-        joint_bKV, grad_bKV = (x.view(-1, components, x.shape[1])[..., :classes] for x in (logits_RU, grad_RU[:rows]))
-        top_bK1 = joint_bKV.amax(dim=2, keepdim=True)
-        torch.sub(joint_bKV, top_bK1, out=grad_bKV).exp_()  # logsumexp would make a block of its own
-        joint_bKV.add_(log_prior_NK1[part] - top_bK1 - grad_bKV.sum(dim=2, keepdim=True).log_())
+            logits_RU = long_RU[:rows].copy_(logits_RU)
+        logits_bKV, grad_bKV = (x.view(-1, components, x.shape[1])[..., :classes] for x in (logits_RU, grad_RU[:rows]))
+        logits_bKV.sub_(logits_bKV.amax(dim=2, keepdim=True))  # as above
+        log_sum_bK1 = torch.exp(logits_bKV, out=grad_bKV).sum(dim=2, keepdim=True).log_()
         # A class of no probability: as in logsumexp, its gradient is zero, not the difference of two infinities.
         log_prob_b1V = log_prob_NV[part].unsqueeze(1)
-        torch.sub(joint_bKV, log_prob_b1V.masked_fill(log_prob_b1V == -torch.inf, 0), out=grad_bKV)
-        grad_bKV.exp_().mul_(upstream_NV[part].unsqueeze(1))
+        torch.sub(logits_bKV, log_prob_b1V.masked_fill(log_prob_b1V == -torch.inf, 0), out=grad_bKV)
+        # The posterior of every class. A component of no probability has none, and its own probabilities are numbers.
+        grad_bKV.add_(log_prior_NK1[part] - log_sum_bK1).exp_().mul_(upstream_NV[part].unsqueeze(1))
         mass_bK1 = grad_bKV.sum(dim=2, keepdim=True)
         mass_NK[part] = mass_bK1.squeeze(2)
-        prob_bKV = joint_bKV.sub_(log_prior_NK1[part]).exp_()
+        prob_bKV = logits_bKV.sub_(log_sum_bK1).exp_()
         grad_RV = grad_bKV.addcmul_(prob_bKV, mass_bK1, value=-1).view(rows, classes)
         if short:
             grad_RV = buffer_RU[:rows, :classes].copy_(grad_RV)
         grad_context_RD = None if grads.context is None else grads.context[part].view(-1, features)
-        add_products(grad_RV, ones_R1[:rows], context_RD, weight, grad_context_RD, grads, joint_RU if short else None)
+        add_products(grad_RV, ones_R1[:rows], context_RD, weight, grad_context_RD, grads, long_RU if short else None)
     if needs.prior_logits:
         prior_NK = torch.softmax(prior_logits_NK, dim=-1)
         grads = grads._replace(prior_logits=mass_NK - prior_NK * mass_NK.sum(dim=1, keepdim=True))

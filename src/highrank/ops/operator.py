@@ -62,7 +62,7 @@ def fused_loss(
     *,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of each token (N), zero where ignored, or their sum; and the joint log-probabilities (N, K).
+    """The loss of each token (N), zero where ignored, or their sum; and log P(target | component) (N, K).
 
     See ``ops.walk.Walk`` for shapes. Only the loss is differentiable.
     """
@@ -73,16 +73,16 @@ def fused_loss(
     if summed and context.dtype != torch.float16:
         # Below autograd an operator cannot know what requires a gradient, and under no_grad nothing does.
         needs = [torch.is_grad_enabled() and x is not None and _requires_grad(x) for x in inputs]
-        loss, joint_NK, *_ = torch.ops.highrank.mixture_loss_sum(*inputs, target, *how, needs)
-        return loss, joint_NK
-    loss_N, joint_NK = torch.ops.highrank.mixture_losses(*inputs, target, *how)
-    return loss_N.sum() if summed else loss_N, joint_NK
+        loss, log_prob_NK, *_ = torch.ops.highrank.mixture_loss_sum(*inputs, target, *how, needs)
+        return loss, log_prob_NK
+    loss_N, log_prob_NK = torch.ops.highrank.mixture_losses(*inputs, target, *how)
+    return loss_N.sum() if summed else loss_N, log_prob_NK
 
 
 def _walk(
     inputs: Inputs, target: Tensor, how: How, token_weight: Tensor | None, needs: Needs
 ) -> tuple[Tensor, Tensor, Gradients]:
-    """Loss (N), joint (N, K) and the gradients of ``sum(token_weight * loss)``."""
+    """Loss (N), log P(target | component) (N, K) and the gradients of ``sum(token_weight * loss)``."""
     ignore_index, implementation, block_bytes, accumulation_dtype, min_posterior = how
     settings = Settings(block_bytes, accumulation_dtype, min_posterior)
     num_classes = inputs[2].shape[0]
@@ -93,10 +93,11 @@ def _walk(
     if token_weight is not None:
         token_weight = token_weight.masked_fill(~counts_N, 0).masked_fill_(wrong_N, torch.nan)
     safe_target_N = target.where(in_range_N, 0)
-    joint_NK, grads = WALKS[implementation](*inputs, safe_target_N, token_weight, needs, settings)
-    loss_N = -torch.logsumexp(joint_NK, dim=1)
+    log_prob_NK, grads = WALKS[implementation](*inputs, safe_target_N, token_weight, needs, settings)
+    log_prior_NK = torch.log_softmax(inputs[1].to(accumulation_dtype), dim=1)
+    loss_N = -torch.logsumexp(log_prior_NK + log_prob_NK, dim=1)
     loss_N.masked_fill_(wrong_N, torch.nan).masked_fill_(~counts_N, 0)  # whatever an ignored token holds, NaN included
-    return loss_N, joint_NK, grads
+    return loss_N, log_prob_NK, grads
 
 
 def outputs(grads: Gradients, inputs: Inputs) -> list[Tensor]:
@@ -171,14 +172,14 @@ def define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..
 def _loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, target, how, needs = arguments[:4], arguments[4], arguments[5:10], Needs(*arguments[10])
     token_weight = target.new_ones(target.shape, dtype=how[3]) if any(needs) else None
-    loss_N, joint_NK, grads = _walk(inputs, target, how, token_weight, needs)
-    return loss_N.sum(), joint_NK, *outputs(grads, inputs)
+    loss_N, log_prob_NK, grads = _walk(inputs, target, how, token_weight, needs)
+    return loss_N.sum(), log_prob_NK, *outputs(grads, inputs)
 
 
 def _fake_loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, how, needs = arguments[:4], arguments[5:10], Needs(*arguments[10])
-    joint_NK = inputs[1].new_empty(inputs[1].shape, dtype=how[3])
-    return joint_NK.new_empty(()), joint_NK, *_fake_outputs(needs, inputs)
+    log_prob_NK = inputs[1].new_empty(inputs[1].shape, dtype=how[3])
+    return log_prob_NK.new_empty(()), log_prob_NK, *_fake_outputs(needs, inputs)
 
 
 define(
@@ -193,12 +194,17 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # or backward gets zeros as large as the gradients, for outputs that have none
     ctx.save_for_backward(*output[2:])
+    ctx.computed = inputs[10]
 
 
 def _scale_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if upstream is None:
         return (None,) * len(ctx.needs_input_grad)
     refuse_second_derivative()
+    if any(need and not computed for need, computed in zip(ctx.needs_input_grad[:4], ctx.computed, strict=True)):
+        raise RuntimeError(
+            f"{WHAT} was traced where no gradient was wanted, as under no_grad: export it with grad mode on"
+        )
     # The factor has no dimension, so the gradients keep their dtype; rounded to half precision it would tilt them all.
     if _is_plain(upstream) and _is_last_backward():  # nobody else has seen these tensors, and nobody will
         return for_inputs(ctx, [grad.mul_(upstream) for grad in ctx.saved_tensors])
@@ -228,14 +234,14 @@ torch.library.register_autograd("highrank::mixture_loss_sum", _scale_gradients, 
 
 
 def _losses(*arguments: Any) -> tuple[Tensor, Tensor]:
-    loss_N, joint_NK, _ = _walk(arguments[:4], arguments[4], arguments[5:], None, NO_NEEDS)
-    return loss_N, joint_NK
+    loss_N, log_prob_NK, _ = _walk(arguments[:4], arguments[4], arguments[5:], None, NO_NEEDS)
+    return loss_N, log_prob_NK
 
 
 def _fake_losses(*arguments: Any) -> tuple[Tensor, Tensor]:
     prior_logits, target, how = arguments[1], arguments[4], arguments[5:]
-    joint_NK = prior_logits.new_empty(prior_logits.shape, dtype=how[3])
-    return joint_NK.new_empty(target.shape), joint_NK
+    log_prob_NK = prior_logits.new_empty(prior_logits.shape, dtype=how[3])
+    return log_prob_NK.new_empty(target.shape), log_prob_NK
 
 
 define("mixture_losses", f"({INPUTS}, {HOW}) -> (Tensor, Tensor)", _losses, _fake_losses)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from highrank.ops.walk import Settings
 
-__all__ = ["LossOptions"]
+__all__ = ["LossOptions", "check_options"]
 
 # On a CPU the matrix products run at full speed from about 32 MiB on; a GPU needs more to fill its processors. On
 # both, every block reads and writes the sum of the weight's gradient, which takes the more time the smaller the block
@@ -72,3 +72,9 @@ class LossOptions:
         if min_posterior is None:
             min_posterior = torch.finfo(dtype).eps / (2 * context.shape[-2])
         return Settings(self.block_bytes_for(weight.device.type, *weight.shape), dtype, min_posterior)
+
+
+def check_options(options: object) -> None:
+    """Raises TypeError for what is neither LossOptions nor None."""
+    if not isinstance(options, LossOptions | None):
+        raise TypeError(f"options: expected LossOptions, got {options!r}")

@@ -15,7 +15,7 @@ __all__ = ["mixture_log_prob", "mixture_loss"]
 
 def mixture_log_prob(context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Log-probabilities (N, V) of the mixture: logsumexp_k(log pi_k + log_softmax(z_k))."""
-    return torch.logsumexp(_joint(context, prior_logits, weight, bias), dim=-2)
+    return _mixed(prior_logits, _log_prob(context, weight, bias))
 
 
 def mixture_loss(
@@ -28,22 +28,25 @@ def mixture_loss(
     settings: Settings,
     summed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of each token (N) in nats, zero where ignored, or their sum; and the joint log-probabilities (N, K).
+    """The loss of each token (N) in nats, zero where ignored, or their sum; and log P(target | component) (N, K).
 
     ``settings`` has nothing to say here: sums have the inputs' dtype.
     """
     if not torch.compiler.is_compiling():  # a compiler cannot look at a value either
         check_target(target, weight.shape[0], ignore_index)
-    joint_NKV = _joint(context, prior_logits, weight, bias)
-    log_prob_NV = torch.logsumexp(joint_NKV, dim=-2)
+    log_prob_NKV = _log_prob(context, weight, bias)
     reduction = "sum" if summed else "none"
-    loss = F.nll_loss(log_prob_NV, target, ignore_index=ignore_index, reduction=reduction)
+    loss = F.nll_loss(_mixed(prior_logits, log_prob_NKV), target, ignore_index=ignore_index, reduction=reduction)
     safe_target_N11 = target.where(target != ignore_index, 0).view(-1, 1, 1)
-    joint_NK = joint_NKV.detach().gather(2, safe_target_N11.expand(-1, joint_NKV.shape[1], 1)).squeeze(2)
-    return loss, joint_NK
+    log_prob_NK = log_prob_NKV.detach().gather(2, safe_target_N11.expand(-1, log_prob_NKV.shape[1], 1)).squeeze(2)
+    return loss, log_prob_NK
 
 
-def _joint(context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """log pi_k + log_softmax(z_k), (N, K, V)."""
-    logits_NKV = F.linear(context, weight, bias)
-    return torch.log_softmax(prior_logits, dim=-1).unsqueeze(-1) + torch.log_softmax(logits_NKV, dim=-1)
+def _log_prob(context: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """log_softmax(z_k), (N, K, V)."""
+    return torch.log_softmax(F.linear(context, weight, bias), dim=-1)
+
+
+def _mixed(prior_logits: Tensor, log_prob_NKV: Tensor) -> Tensor:
+    """(N, V)."""
+    return torch.logsumexp(torch.log_softmax(prior_logits, dim=-1).unsqueeze(-1) + log_prob_NKV, dim=-2)

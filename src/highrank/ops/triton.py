@@ -74,7 +74,8 @@ def walk(
     # Ones beyond D: the first carries the bias, the others meet zeros.
     grown_RE = None if width == features else weight.new_ones((block * components, width))
 
-    joint_NK = torch.log_softmax(prior_logits.to(dtype), dim=1)
+    log_prior_NK = torch.log_softmax(prior_logits.to(dtype), dim=1)
+    log_prob_NK = torch.empty_like(log_prior_NK)
     grad_context = context.new_empty(context.shape) if needs.context else None
     # Of d weight_UE the columns that are asked for (C). A single block's product is rounded once, whatever its dtype.
     first, last = 0 if needs.weight else features, width if needs.bias else features
@@ -90,13 +91,14 @@ def walk(
             grown_RE[: len(context_RE), :features] = context_RE
             context_RE = grown_RE[: len(context_RE)]
         block_RU = torch.mm(context_RE, weight_UE.t(), out=logits_RU[: len(context_RE)])
-        log_prob_R = target_log_prob(block_RU, target[part], dtype, gradient)
-        joint_bK = joint_NK[part].add_(log_prob_R.view(-1, components))  # b = tokens in block
+        log_prob_bK = log_prob_NK[part]  # b = tokens in block
+        log_prob_bK.view(-1).copy_(target_log_prob(block_RU, target[part], dtype, gradient))
         if token_weight is None or not gradient:
             continue
 
         # The block is now softmax(logits) - onehot(target).
-        row_weight_R1 = torch.softmax(joint_bK, dim=1).mul_(token_weight[part].unsqueeze(1)).view(-1, 1)
+        posterior_bK = torch.softmax(log_prior_NK[part] + log_prob_bK, dim=1)
+        row_weight_R1 = posterior_bK.mul_(token_weight[part].unsqueeze(1)).view(-1, 1)
         if grad_context is not None:
             product_RD = torch.mm(block_RU, weight_UE)[:, :features]
             torch.mul(product_RD, row_weight_R1, out=grad_context[part].view(-1, features))
@@ -106,13 +108,14 @@ def walk(
 
     grad_prior = grad_weight = grad_bias = None
     if needs.prior_logits and token_weight is not None:
-        grad_prior = torch.softmax(prior_logits.to(dtype), dim=1).sub_(torch.softmax(joint_NK, dim=1))
+        posterior_NK = torch.softmax(log_prior_NK + log_prob_NK, dim=1)
+        grad_prior = torch.softmax(prior_logits.to(dtype), dim=1).sub_(posterior_NK)
         grad_prior = grad_prior.mul_(token_weight.unsqueeze(1)).to(prior_logits.dtype)
     if needs.weight and grad_UC is not None:
         grad_weight = grad_UC[:classes, :features].to(weight.dtype).contiguous()
     if needs.bias and grad_UC is not None:
         grad_bias = grad_UC[:classes, features - first].to(weight.dtype, copy=True)  # no view beside that of the weight
-    return joint_NK, Gradients(grad_context, grad_prior, grad_weight, grad_bias)
+    return log_prob_NK, Gradients(grad_context, grad_prior, grad_weight, grad_bias)
 
 
 def _grown(weight: Tensor, bias: Tensor | None) -> Tensor:

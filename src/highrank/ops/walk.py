@@ -48,12 +48,13 @@ class Walk(Protocol):
         needs: Needs,
         settings: Settings,
     ) -> tuple[Tensor, Gradients]:
-        """The joint log-probabilities (N, K) and the gradients of ``sum(token_weight * loss)``.
+        """The components' log-probabilities (N, K) and the gradients of ``sum(token_weight * loss)``.
 
-        joint[n, k] = log P(component k, target n), so a token's loss is ``-logsumexp(joint)`` and its posterior
-        ``softmax(joint)``. context (N, K, D), prior_logits (N, K), weight (V, D), bias (V), target (N) all within
-        0..V-1, token_weight (N) or None where no gradient is asked for. The result has ``accumulation_dtype``; the
-        gradients of weight and bias have it or their input's, those of context and prior_logits have their input's.
+        log_prob[n, k] = log P(target n | component k), so with ``joint = log_softmax(prior_logits) + log_prob`` a
+        token's loss is ``-logsumexp(joint)`` and its posterior ``softmax(joint)``. context (N, K, D),
+        prior_logits (N, K), weight (V, D), bias (V), target (N) all within 0..V-1, token_weight (N) or None where no
+        gradient is asked for. The result has ``accumulation_dtype``; the gradients of weight and bias have it or their
+        input's, those of context and prior_logits have their input's.
         """
 
 
