@@ -293,6 +293,9 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     except UserError as error:
         report(error, program=Path(sys.argv[0]).name)
         sys.exit(leave(error.exit_code))
+    except OSError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

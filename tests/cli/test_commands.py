@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import resource
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +119,23 @@ def test_damaged_statistics_are_computed_again(trained: Path) -> None:
     assert "again" in done.stderr
 
 
+def test_a_lost_dynamic_evaluation_is_no_result(trained: Path) -> None:
+    before = RunFolder.open(trained).results
+    one_line(here("dynamic-eval", trained, "--lr", "1000", "--epsilon", "1e-6"), "the loss is lost", "--lr 250")
+    one_line(here("dynamic-eval", trained, "--search", "1"), "two tokens of the validation text", codes=(2,))
+    assert RunFolder.open(trained).results == before
+
+
+def test_a_dynamic_evaluation_says_which_one_it_replaces(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    earlier = RunFolder.open(run).results["dynamic"]
+    done = here("dynamic-eval", run, "--lr", "0.001")
+    valid, test = (f"{earlier[split]['perplexity']:.2f}" for split in ("valid", "test"))
+    said = f"in place of the dynamic evaluation of finetune with lr 0.002, lamb 0.02: valid {valid}, test {test}"
+    assert said in done.stderr.splitlines()
+    assert said in (run / "log.txt").read_text(encoding="utf-8")
+
+
 def test_search_and_the_old_defect(trained: Path) -> None:
     found = json.loads(highrank("dynamic-eval", trained, "--search", "300", "--json").stdout)
     losses = [trial["loss_nats"] for trial in found["search"]]
@@ -143,6 +163,38 @@ def test_dry_run_writes_nothing(small_text: Path, tmp_path: Path) -> None:
     assert result["parameters"] > 0
     assert result["configuration"]["train"]["batch"] == 6
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.batch=9999"], "train.batch"),
+        (["data.heldout_tokens=3"], "valid.txt"),
+        (["train.cuda_graphs=true", "train.micro_batch=0"], "needs an NVIDIA GPU"),
+    ],
+)
+def test_dry_run_refuses_what_training_does(overrides: list[str], words: str, small_text: Path, tmp_path: Path) -> None:
+    settings = [word for override in overrides for word in ("--set", override)]
+    options = ["--data", small_text, *settings, "--device", "cpu", "--out", tmp_path / "run"]
+    dry = one_line(here("train", RECIPE, *options, "--dry-run"), words, codes=(1, 2))
+    assert one_line(here("train", RECIPE, *options), words, codes=(1, 2)) == dry
+
+
+def test_closed_streams_are_no_error(trained: Path) -> None:
+    program = f"{shlex.quote(sys.executable)} -m highrank runs {shlex.quote(str(trained))}"
+    done = subprocess.run(["sh", "-c", f"{program} >&-"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_interrupt_before_workers_are_started(monkeypatch: pytest.MonkeyPatch, small_text: Path) -> None:
+    def interrupted(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("highrank.cli.main.launch", interrupted)
+    done = here("train", RECIPE, "--data", small_text, "--workers", "2")
+    signal.signal(signal.SIGINT, before)
+    assert done == (130, "", "highrank: stopped\n")
 
 
 def test_dry_run_knows_the_updates_of_the_first_epoch(
@@ -208,6 +260,12 @@ def test_a_run_folder_that_exists_stays_as_it_is(trained: Path, small_text: Path
     done = highrank("train", RECIPE, "--data", small_text, "--out", trained, "--resume", "--set", "train.nonmono=3")
     refused(done, "other settings", "train.nonmono = 1, now 3")
     assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
+
+
+def test_a_folder_whose_name_is_not_utf8(small_text: Path, tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"run-\xe9")
+    one_line(here("train", RECIPE, "--data", small_text, "--out", out), "expected a name in UTF-8", codes=(2,))
+    assert not list(tmp_path.iterdir())
 
 
 def test_not_a_run_folder(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.processes import here, one_line
 from highrank.cli.main import main
 from highrank.data import load_corpus
 from highrank.runs import RunFolder
@@ -81,6 +82,11 @@ def test_runs_of_different_vocabularies_are_listed_with_a_warning(
     assert json.loads(done(capsys, "rank", *folders, "--contexts", "20", "--json"))["same_vocabulary"] is False
     line = refused(capsys, "components", runs / "mixture-of-softmaxes", "--control", tmp_path / "other")
     assert "another vocabulary" in line
+
+
+def test_a_saved_matrix_has_no_contexts_to_choose(tmp_path: Path) -> None:
+    asked = here("rank", "--matrix", tmp_path / "m.npy", "--contexts", "10", "--split", "valid")
+    one_line(asked, "--split, --contexts is for runs", codes=(2,))
 
 
 def test_a_saved_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,6 +89,7 @@ def test_each_run_with_the_figures_of_its_last_stage(runs: Path) -> None:
     [validation] = validations(runs / "begun", "train")
     assert (begun["state"], begun["epoch"], begun["epochs"], begun["test_perplexity"]) == ("interrupted", 2, 2, None)
     assert (begun["updates"], begun["valid_perplexity"]) == (validation["step"], validation["perplexity"])
+    assert [run["valid_is_exact"] for run in (whole, trained, begun)] == [True, True, False]
     assert (whole["head"], whole["num_components"]) == ("mixture-of-softmaxes", 3)
     from highrank import load
 
@@ -241,14 +242,27 @@ def test_the_table_on_a_terminal(columns: int, runs: Path) -> None:
     shown = on_a_terminal(["-m", "highrank", "runs", runs], columns=columns)
     lines = screen(shown.stream, columns)
     assert shown.returncode == 0, shown.stream
-    assert len([line for line in lines if line]) <= 4 + 3 * (columns < 200)  # head, three runs, what was left out
+    table = [line for line in lines if line]
+    legend = next(place for place, line in enumerate(table) if line.startswith("~: "))
+    assert legend <= 4 + 3 * (columns < 200)  # head, three runs, what was left out
     assert lines[0].startswith("name")
     assert "valid" in lines[0]
     assert ("corpus" in lines[0]) == (columns == 200)
     assert ("too narrow for" in shown.stream) == (columns < 200)
+    [begun] = validations(runs / "begun", "train")
+    assert f" ~{begun['perplexity']:.2f} " in next(line for line in table if line.startswith("begun"))
     piped = here("runs", runs).stdout.splitlines()
     assert "corpus" in piped[0]
     assert len({line.index("  M") if "  M" in line else 0 for line in piped[1:]}) == 1, "columns are not aligned"
+
+
+def test_a_narrow_terminal_cuts_no_figure_of_a_comparison(runs: Path) -> None:
+    folders = [runs / "whole", runs / "begun", runs / "deeper" / "trained"]
+    shown = on_a_terminal(["-m", "highrank", "compare", *folders], columns=40)
+    assert shown.returncode == 0, shown.stream
+    assert "\u2026" not in shown.stream
+    exact, _, _ = (run["stages"]["train"] for run in compared(*folders)["runs"])
+    assert f"{exact['valid_perplexity']:.2f}" in "".join(screen(shown.stream, 40))
 
 
 def compared(*arguments: str | Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.processes import RECIPE, Done, here, one_line
 from benchmarks.same_bits import checksums
-from highrank.runs import RunFolder
+from highrank.runs import RunFolder, read_config
 from highrank.runs.checkpoint import checkpoint_folders
 
 SETTINGS = ["data.train_tokens=1500", "data.heldout_tokens=300", "train.epochs=2", "finetune.epochs=1", "finetune.lr=3"]
@@ -89,6 +89,19 @@ def test_settings_of_a_stage_on_its_way_change_and_the_user_sees_it(run: Path, r
     assert said in (run / "log.txt").read_text()
     config = RunFolder.open(run).config
     assert (config.train.lr, config.finetune.lr) == (7.0, 5.0)
+
+
+def test_settings_that_are_not_said_again_stay(run: Path, small_text: Path) -> None:
+    shutil.rmtree(run / "finetune")
+    not_ended(run, "train")
+    before = (run / "config.toml").read_bytes()
+    unsaid = [override for override in SETTINGS if not override.startswith("finetune.lr")]
+    done = here("train", RECIPE, *setting(*unsaid), "--out", run, "--device", "cpu", "--data", small_text, "--resume")
+    assert done.returncode == 0, done.stderr
+    recipe = read_config(RECIPE).finetune.lr
+    said = f"finetune.lr stays 3.0 (the recipe has {recipe}): --set changes what a run was started with"
+    assert said in done.stderr.splitlines()
+    assert (run / "config.toml").read_bytes() == before
 
 
 def test_all_settings_that_may_not_change_are_named_and_no_other(run: Path, resumed: Callable[..., Done]) -> None:

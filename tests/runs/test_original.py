@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import textbook
+from benchmarks.same_bits import checksums
 from benchmarks.textbook import TextbookModel
 from highrank.cli import import_model
 from highrank.cli.main import main
 from highrank.data import load_corpus
 from highrank.errors import UserError
 from highrank.runs import Config, RunFolder, build_model, find_recipe, parse_config, read_config
+from highrank.runs.doctor import examine
 from highrank.runs.original import OriginalSizes, from_original, import_original, read_state_dict, to_original
 from highrank.runs.tensors import put_model_tensors
 
@@ -207,6 +209,15 @@ def test_the_other_commands_work_on_an_imported_run(
     assert main(["generate", run, "--words", "5"]) == 0
     assert main(["finetune", run]) == 0
     assert "fine-tuned: best valid perplexity" in capsys.readouterr().out
+
+    # There is no way back to how the imported model was trained, whatever its fine-tuning has recorded.
+    before = checksums(Path(run))
+    assert main(["train", f"{run}/config.toml", "--data", str(text), "--out", run, "--resume"]) == 1
+    assert "has a model but no checkpoint of train to go on from" in capsys.readouterr().err
+    assert checksums(Path(run)) == before
+    assert not next(ability for ability in examine(Path(run)).abilities if ability.what == "train").possible
+    with pytest.raises(UserError, match="exists already; give another folder with --out"):
+        run_import(str(file), "--out", run, "--data", str(text))
 
 
 def test_settings_come_from_the_recipe_of_the_same_sizes(corpora: Path, tmp_path: Path) -> None:

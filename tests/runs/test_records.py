@@ -1,10 +1,23 @@
 """Records of a run as they are read again."""
 
 import os
+import shutil
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
+import msgspec
+import pytest
+
+from highrank.data import load_corpus
+from highrank.errors import UserError
+from highrank.evaluate import evaluate_run, of_run
+from highrank.runs import RunFolder, parse_config
 from highrank.runs.records import read_metrics
+from highrank.runs.tensors import model_tensors
+from highrank.train import corpus_of
+from tests.telling import Telling
+from tests.untrained import make_run
 
 RECORD = b'{"stage": "train", "event": "validation", "epoch": 1, "step": 2}\n'
 
@@ -22,3 +35,41 @@ def test_what_is_no_line_takes_no_memory(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak_bytes < 8 << 20
+
+
+def test_results_go_with_the_model_that_they_are_of(
+    small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = load_corpus(small_text)
+    run, told = make_run(tmp_path / "run", corpus), Telling()
+    tensors = model_tensors(run.load_model("train"))
+    evaluate_run(run, corpus, "test", display=told)
+    run.add_result("dynamic", {"stage": "train", "test": {"perplexity": 3.0}})
+    run.add_result("finetune", {"test": {"perplexity": 4.0}})
+    assert set(run.results) == {"train", "dynamic", "finetune"}
+    run.save_best("train", tensors)
+    assert set(run.results) == {"finetune"}
+
+    computed = of_run.evaluate
+
+    def while_training_goes_on(*arguments: Any, **options: Any) -> Any:
+        found = computed(*arguments, **options)
+        run.save_best("train", tensors)
+        return found
+
+    monkeypatch.setattr(of_run, "evaluate", while_training_goes_on)
+    assert told.messages == []
+    evaluate_run(run, corpus, "test", display=told)
+    assert set(run.results) == {"finetune"}
+    assert told.messages == [f"not recorded: {run.path} has a newer model of train than the one that was evaluated"]
+
+
+def test_own_text_that_has_moved_is_not_looked_for_under_the_name_of_the_recipes_corpus(
+    small_text: Path, tmp_path: Path
+) -> None:
+    own = shutil.copytree(small_text, tmp_path / "own-text")
+    run = make_run(tmp_path / "run", load_corpus(own))
+    run.change_config(parse_config({**msgspec.to_builtins(run.config), "data": {"corpus": "kjv"}}, source="test"))
+    shutil.rmtree(own)
+    with pytest.raises(UserError, match=r"own-text: not there any more; give the commands its new place with --data"):
+        corpus_of(RunFolder.open(run.path), None)

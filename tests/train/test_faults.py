@@ -13,10 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks import faults
 from benchmarks.disks import Unavailable
-from benchmarks.processes import RECIPE, Setting, here, train_arguments
+from benchmarks.processes import RECIPE, Setting, here, start, train_arguments, train_command
 from benchmarks.same_bits import compare
 from highrank.runs import RunFolder
 from highrank.runs.checkpoint import checkpoint_folders
+from highrank.train.interruption import stop_on_signal
 
 
 @contextmanager
@@ -41,9 +42,31 @@ def test_killed_five_times(setting: Setting) -> None:
     nothing_is_lost(result)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_the_run_goes_on(setting: Setting, number: signal.Signals) -> None:
     nothing_is_lost(faults.stopped(setting, number))
+
+
+def test_a_run_started_by_nohup_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.signal_number == 0
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with stop_on_signal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.signal_number == signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_nobody_has_to_listen(setting: Setting, tmp_path: Path) -> None:
+    process = start(train_command(tmp_path / "run", setting.text))
+    assert process.stderr is not None
+    process.stderr.close()  # as where the command's "| tee" has died
+    assert process.wait(300) == 0
+    assert compare(tmp_path / "run", setting.reference).different == []
 
 
 def test_a_full_disk(setting: Setting) -> None:

@@ -4,6 +4,8 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -23,6 +25,7 @@ MARK_EVERY_S = 0.1
 DRAWN_PER_S = 5
 BAR_WIDTH = 24
 SHORTEST_NAME = 12
+STANDARD_ERROR = 2
 
 
 class ConsoleDisplay:
@@ -52,7 +55,8 @@ class ConsoleDisplay:
     ) -> None:
         self._line = None
         if self._live:
-            self._drawing.stop()
+            with _heard_or_not():
+                self._drawing.stop()
 
     def progress(
         self, task: str, done: int, total: int | None, loss_nats: float | None = None, *, unit: str = "tokens"
@@ -62,16 +66,29 @@ class ConsoleDisplay:
             self._line = None if line.done else line
         elif time.monotonic() - self._printed_at > PLAIN_LINE_EVERY_S:
             self._printed_at = time.monotonic()
-            print(line.plain(), file=sys.stderr, flush=True)
+            with _heard_or_not():
+                print(line.plain(), file=sys.stderr, flush=True)
 
     def message(self, text: str) -> None:
-        if self._live:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        with _heard_or_not():
+            if self._live:
+                self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            else:
+                print(text, file=sys.stderr, flush=True)
 
     def _shown(self) -> "_Line | _Nothing":
         return self._line or _Nothing()
+
+
+@contextmanager
+def _heard_or_not() -> Iterator[None]:
+    """What is said inside may find that its terminal, or who read the pipe, has gone: the work goes on in silence."""
+    try:
+        yield
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, STANDARD_ERROR)
+        os.close(nowhere)
 
 
 class _Nothing:

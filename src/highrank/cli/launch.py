@@ -22,7 +22,7 @@ __all__ = ["AFTER_LOSS", "STOPPED", "ignore_interrupts", "launch", "launched", "
 LAUNCHED = "HIGHRANK_LAUNCHED"  # by us: then the launching process is the one voice
 AFTER_LOSS = "start it again"  # what to do when a worker is lost; of stages, which save, their options say more
 STOPPED = 130  # by Ctrl-C
-SAVED = (STOPPED, 143)  # a worker that saved and stopped, as Ctrl-C or SIGTERM asked
+SAVED = (STOPPED, 143, 129)  # a worker that saved and stopped, as Ctrl-C, SIGTERM or SIGHUP asked
 
 
 def launched() -> bool:

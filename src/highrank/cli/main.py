@@ -1,6 +1,7 @@
 """The command line: ``highrank COMMAND``. Errors of users are one line; heavy imports wait until a command runs."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -63,11 +64,17 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 wrong use, 128 + n stopped by signal n after saving."""
     argv = sys.argv[1:] if argv is None else argv
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the end
     arguments = make_parser().parse_args(argv)
     if getattr(arguments, "workers", 1) > 1 and not launched():
-        return launch(
-            ["-m", "highrank", *argv], arguments.workers, after_loss=getattr(arguments, "after_loss", AFTER_LOSS)
-        )
+        try:
+            return launch(
+                ["-m", "highrank", *argv], arguments.workers, after_loss=getattr(arguments, "after_loss", AFTER_LOSS)
+            )
+        except KeyboardInterrupt:  # before the workers were started
+            return _stopped()
     if restarted() and hasattr(arguments, "resume"):
         arguments.resume = True  # the launcher says the same words again, and means: go on
     return leave(_run(arguments))
@@ -96,9 +103,13 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"highrank: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        ignore_interrupts()
-        print("highrank: stopped", file=sys.stderr)
-        return STOPPED
+        return _stopped()
+
+
+def _stopped() -> int:
+    ignore_interrupts()
+    print("highrank: stopped", file=sys.stderr)
+    return STOPPED
 
 
 if __name__ == "__main__":

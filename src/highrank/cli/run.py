@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
                 resume=arguments.resume,
                 workers=workers.count,
                 device=where.device,
+                overrides=arguments.overrides,
                 notice=where.display.message,
             )
         )

@@ -1,6 +1,7 @@
 """``highrank runs [DIR]``"""
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,10 @@ from highrank.errors import one_line
 if TYPE_CHECKING:
     from highrank.runs.listing import RunSummary
 
-__all__ = ["add_parser", "head_name", "run"]
+__all__ = ["INEXACT", "MARK", "add_parser", "head_name", "run"]
+
+MARK = "~"
+INEXACT = f"{MARK}: of the validation in training; highrank evaluate RUN --split valid has the exact one"
 
 HEADS = {"mixture-of-softmaxes": "MoS", "mixture-of-contexts": "MoC"}
 
@@ -22,7 +26,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "runs",
         help="the runs in a folder, and how far each has come",
         description="A table of the run folders in DIR, three levels down. Stage, update and perplexities are those of "
-        "the last stage that was begun; perplexities are of its best model so far. Changes nothing.",
+        "the last stage that was begun; perplexities are of its best model so far, and with a ~ as they were in "
+        "training, where each word has less text before it. Changes nothing.",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, nargs="?", default=Path("runs"), help="(default: runs)")
     parser.add_argument(
@@ -99,6 +104,7 @@ def _row(summary: "RunSummary", folder: Path) -> dict[str, Any]:
         "epoch": last.epoch,
         "epochs": last.epochs,
         "valid_perplexity": last.valid_perplexity,
+        "valid_is_exact": last.valid_is_exact,
         "test_perplexity": last.test_perplexity,
         "dynamic_valid_perplexity": None if dynamic is None else dynamic.valid_perplexity,
         "dynamic_test_perplexity": None if dynamic is None else dynamic.test_perplexity,
@@ -128,6 +134,12 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
         Column("corpus", spare=10),
     )
     print_table(columns, [_cells(row) for row in rows])
+    if sys.stdout.isatty() and any(_is_inexact(row) for row in rows):
+        print(INEXACT)
+
+
+def _is_inexact(row: dict[str, Any]) -> bool:
+    return row["valid_perplexity"] is not None and not row["valid_is_exact"]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -138,7 +150,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["stage"],
         "-" if row["updates"] is None else f"{row['updates']:,}",
         "-" if row["epoch"] is None else f"{row['epoch']}/{row['epochs']}",
-        _perplexity(row["valid_perplexity"]),
+        MARK * _is_inexact(row) + _perplexity(row["valid_perplexity"]),
         _perplexity(row["test_perplexity"]),
         "-" if dynamic == [None, None] else " / ".join(map(_perplexity, dynamic)),
         _age(row["age_s"]),

@@ -40,9 +40,15 @@ def _draw(columns: Sequence[Column], rows: Sequence[Sequence[str]], widths: Sequ
 
     console = Console()
     shown = _fitting(columns, widths, console.width)
+    fits = _needed(shown, widths) <= console.width
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
     for place in shown:
-        table.add_column(Text(columns[place].title), justify="right" if columns[place].right else "left", no_wrap=True)
+        table.add_column(
+            Text(columns[place].title),
+            justify="right" if columns[place].right else "left",
+            no_wrap=fits,
+            overflow="fold",
+        )
     for row in rows:
         table.add_row(*(Text(row[place]) for place in shown))
     console.print(table)
@@ -51,14 +57,17 @@ def _draw(columns: Sequence[Column], rows: Sequence[Sequence[str]], widths: Sequ
 
 
 def _fitting(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
-    """The places of the columns that are drawn. The last ones may still be cut short."""
+    """The places of the columns that are drawn. The last ones may still be too wide, and are folded."""
     shown = list(range(len(columns)))
     for place in sorted(shown, key=lambda place: -columns[place].spare):
-        needed = sum(widths[each] for each in shown) + GAP * (len(shown) - 1)
-        if needed <= width or not columns[place].spare:
+        if _needed(shown, widths) <= width or not columns[place].spare:
             break
         shown.remove(place)
     return shown
+
+
+def _needed(shown: Sequence[int], widths: Sequence[int]) -> int:
+    return sum(widths[each] for each in shown) + GAP * (len(shown) - 1)
 
 
 def _padded(text: str, column: Column, width: int) -> str:

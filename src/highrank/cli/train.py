@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
                 resume=arguments.resume,
                 workers=where.workers.count,
                 device=where.device,
+                overrides=arguments.overrides,
                 notice=where.display.message,
             )
         )
@@ -84,11 +85,12 @@ def _dry_run(config: "Config", arguments: argparse.Namespace) -> int:
     import msgspec
 
     from highrank.cli.display import ConsoleDisplay
-    from highrank.runs import estimate, to_toml
-    from highrank.train import corpus_for
+    from highrank.runs import choose_device, estimate, to_toml
+    from highrank.train import check_can_train, corpus_for
 
     with ConsoleDisplay() as display:
         corpus: Corpus = corpus_for(config, arguments.data, display=display)
+    check_can_train(config, corpus, arguments.workers, choose_device(arguments.device))
     cost = estimate(config, corpus)
     memory = cost["memory_bytes"]
     lines = [

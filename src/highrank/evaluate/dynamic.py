@@ -21,6 +21,8 @@ from highrank.workers import ALONE, Workers
 
 __all__ = ["dynamic_evaluate", "gradient_statistics"]
 
+LOST_NATS = 100.0  # a token; an even guess among all words of a vocabulary is below 20
+
 
 def gradient_statistics(
     model: LanguageModel,
@@ -107,9 +109,9 @@ def dynamic_evaluate(
 
 def _finite(total: Tensor, done: int, settings: DynamicSettings) -> float:
     loss_nats = total.item() / done
-    if not np.isfinite(loss_nats):
+    if not loss_nats < LOST_NATS:  # not a number, too
         raise UserError(
-            f"dynamic evaluation: the loss is not a number after {done} tokens; try a lower learning rate "
-            f"(--lr {settings.lr / 4:g}) or a larger --epsilon"
+            f"dynamic evaluation: the loss is lost ({loss_nats:.3g} nats after {done} tokens); "
+            f"try a lower learning rate (--lr {settings.lr / 4:g}) or a larger --epsilon"
         )
     return loss_nats

@@ -59,6 +59,7 @@ def evaluate_run(
     """
     run.check_corpus(corpus)
     stage = stage or workers.first(run.last_stage)
+    stamp = workers.first(lambda: run.model_stamp(stage))
     model = run.load_model(stage, device=device, workers=workers)
     batch = PAPER_BATCH[split] if paper else batch
     evaluation = evaluate(
@@ -68,7 +69,7 @@ def evaluate_run(
         evaluation = evaluation.in_the_paper_way(batch)
     result = as_result(evaluation) | {"batch": batch, "counted": "paper" if paper else "every predicted token"}
     if batch == 1 and not paper:
-        workers.first(lambda: run.add_result(stage, {split: result}))
+        workers.first(lambda: _record(run, stage, stamp, stage, {split: result}, display))
     return {"run": str(run.path), "stage": stage, "split": split} | result
 
 
@@ -103,11 +104,14 @@ def dynamic_evaluate_run(
     began = time.perf_counter()
     run.check_corpus(corpus)
     stage = stage or run.last_stage()
+    stamp = run.model_stamp(stage)
     model = run.load_model(stage, device=device)
     statistics = cached_statistics(run, stage, model, corpus, settings, display)
     result: dict[str, Any] = {"run": str(run.path), "stage": stage}
     if search_tokens:
         part = corpus.tokens["valid"][:search_tokens]
+        if len(part) < 2:
+            raise UserError(f"search: expected two tokens of the validation text or more, got {len(part)}", exit_code=2)
         trials = search_settings(model, part, statistics, settings, display=display)
         if trials[0].loss_nats == float("inf"):
             raise UserError(
@@ -129,12 +133,39 @@ def dynamic_evaluate_run(
         result[split] = as_result(evaluation)
     if settings.weight_dropout_seed is None:
         with writing(run.path):
-            if not has_dynamic_result(run, stage, settings):
+            earlier = run.results.get("dynamic", {})
+            if earlier and not has_dynamic_result(run, stage, settings):
+                _say_what_goes(run, earlier, display)
                 run.forget_results("dynamic")
+                earlier = {}
             recorded = {name: value for name, value in result.items() if name != "run"}
-            earlier_s = run.results.get("dynamic", {}).get("elapsed_s", 0.0)
-            run.add_result("dynamic", recorded | {"elapsed_s": round(earlier_s + time.perf_counter() - began, 3)})
+            recorded["elapsed_s"] = round(earlier.get("elapsed_s", 0.0) + time.perf_counter() - began, 3)
+            _record(run, stage, stamp, "dynamic", recorded, display)
     return result
+
+
+def _record(
+    run: RunFolder,
+    stage: str,
+    stamp: tuple[int, int] | None,
+    name: str,
+    result: Mapping[str, Any],
+    display: Display,
+) -> None:
+    """Beside the other results under ``name``, unless training has found a better model of the ``stage`` since."""
+    if run.model_stamp(stage) == stamp:
+        run.add_result(name, result)
+    else:
+        display.message(f"not recorded: {run.path} has a newer model of {stage} than the one that was evaluated")
+
+
+def _say_what_goes(run: RunFolder, earlier: Mapping[str, Any], display: Display) -> None:
+    """A run has one dynamic evaluation; the figures of another model or other settings make room for it."""
+    settings = ", ".join(f"{name} {value:g}" for name in ("lr", "lamb") if (value := earlier["settings"].get(name)))
+    figures = ", ".join(f"{split} {earlier[split]['perplexity']:.2f}" for split in SPLITS if split in earlier)
+    said = f"in place of the dynamic evaluation of {earlier.get('stage')} with {settings}: {figures or 'no figures'}"
+    run.log(said)
+    display.message(said)
 
 
 def prepare_statistics(

@@ -49,7 +49,7 @@ def write_page(path: Path, subjects: Sequence[Subject], figures: "Sequence[Figur
     """Write the page; returns its size in bytes."""
     from highrank.report.page import render
 
-    page = render(subjects, figures, date=time.strftime("%Y-%m-%d"), command=command).encode()
+    page = render(subjects, figures, date=time.strftime("%Y-%m-%d"), command=command).encode(errors="backslashreplace")
     if len(page) > LIMIT_BYTES:
         raise UserError(
             f"{path}: the report would have {len(page):,} bytes, more than {LIMIT_BYTES:,}; take a shorter passage "

@@ -198,13 +198,14 @@ def parse_config(values: Mapping[str, Any], *, source: str, overrides: Iterable[
     """
     merged = {name: dict(section) if isinstance(section, Mapping) else section for name, section in values.items()}
     _refuse_unknown(merged, source)
-    for override in overrides:
-        _apply(merged, override)
-    _refuse_unknown(merged, source)
+    asked = {_apply(merged, override) for override in overrides}
+    _refuse_unknown(merged, "--set")
     try:
         return msgspec.convert(merged, Config)
     except (msgspec.ValidationError, ValueError) as error:
-        raise UserError(f"{source}: {_explained(error, merged)}", exit_code=2) from error
+        explained = _explained(error, merged)
+        where = "--set" if explained.partition(":")[0] in asked else source
+        raise UserError(f"{where}: {explained}", exit_code=2) from error
 
 
 def read_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
@@ -286,7 +287,8 @@ def _from_toml(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> str:
+    """Returns the ``section.key`` that it sets."""
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
     if not (equals and dot and name):
@@ -301,6 +303,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         ) from error
     # A bare word is a string, and so is what TOML takes for more than one value.
     values.setdefault(section, {})[name] = parsed["value"] if len(parsed) == 1 else text.strip()
+    return f"{section}.{name}"
 
 
 def _refuse_unknown(values: Mapping[str, Any], source: str) -> None:
@@ -333,7 +336,19 @@ def _explained(error: Exception, values: Mapping[str, Any]) -> str:
         field_type = {field.name: field.type for field in msgspec.structs.fields(_section_types()[section])}[name]
         expected = f"expected one of {', '.join(get_args(field_type))}"
     expected = expected.partition(", got")[0].replace("Expected", "expected").replace("`", "")
-    return f"{section}.{name}: {expected}, got {_shown(values[section][name])}"
+    value = values[section][name]
+    hint = " (numbers are written as in TOML: 0.5, 1000)" if _meant_as_number(value, expected) else ""
+    return f"{section}.{name}: {expected}, got {_shown(value)}{hint}"
+
+
+def _meant_as_number(value: object, expected: str) -> bool:
+    """What a person takes for a number that fits and TOML does not: .5 and 5. for any, 1e3 for a whole one."""
+    if isinstance(value, float):
+        return value.is_integer() and expected.startswith("expected int")
+    try:
+        return isinstance(value, str) and expected.startswith("expected") and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def _shown(value: object) -> str:

@@ -102,7 +102,8 @@ class _Examination:
         self.attempt("results.json", self.read_results)
         self.check_leftovers()
         at_work = self.check_lock()
-        return Diagnosis(self.run, tuple(self.findings), tuple(self.abilities(stages, corpus, at_work, bool(records))))
+        trained = any(record["stage"] == "train" for record in records)
+        return Diagnosis(self.run, tuple(self.findings), tuple(self.abilities(stages, corpus, at_work, trained)))
 
     def say(self, place: str, kind: Literal["ok", "note", "wrong"], text: str) -> None:
         self.findings.append(Finding(place, kind, text))

@@ -59,6 +59,10 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, config: Config, vocabulary: Vocabulary, corpus: Corpus | None) -> "RunFolder":
         """A new run folder. Raises UserError if something is there already."""
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{str(path)!r}: expected a name in UTF-8, which tensor files need", exit_code=2) from error
         taken = UserError(f"{path}: exists already; go on with --resume, or give another folder with --out")
         if path.exists():
             raise taken
@@ -118,7 +122,8 @@ class RunFolder:
         raise UserError(f"{self.path}: no trained model yet; train it first (highrank train ... --resume goes on)")
 
     def save_best(self, stage: str, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the best model of a stage, once the new one has been read back from the disk."""
+        """Replace the best model of a stage, once the new one has been read back from the disk; the results of the one
+        before go with it."""
         path = self.best_model_path(stage)
         self.begin_stage(stage)
         with explained(path), new_file(path) as temporary:
@@ -128,6 +133,17 @@ class RunFolder:
                     f"{path}: is not on the disk as it was written ({difference}); the one before it stands. "
                     "The disk, or what lies between, may be failing"
                 )
+            of_the_one_before = [name for name, result in self.results.items() if stage in (name, result.get("stage"))]
+            if of_the_one_before:
+                self.forget_results(*of_the_one_before)
+
+    def model_stamp(self, stage: str) -> tuple[int, int] | None:
+        """What tells the best model of a stage from those before and after it; None where there is none."""
+        path = self.best_model_path(stage)
+        if not path.exists():
+            return None
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns
 
     def check_best(self, stage: str) -> None:
         """Raises UserError if the best model so far, of which no checkpoint has a copy, cannot be read."""
@@ -173,7 +189,8 @@ class RunFolder:
 
         Raises UserError if it is in neither.
         """
-        name, known = self.config.data.corpus, self.facts.get("corpus", {}).get("folder")
+        recorded = self.facts.get("corpus", {})
+        name, known = recorded.get("name", self.config.data.corpus), recorded.get("folder")
         folder = Path(known) if known is not None and os.path.isdir(known) else present_folder(name)
         if folder is None:
             raise UserError(f"{known or name}: not there any more; give the commands its new place with --data")

@@ -62,7 +62,7 @@ class StageFigures:
 
     ``updates``, ``epoch`` and ``elapsed_s`` are those of the checkpoint that it would go on from; of the last record
     without one, and while the stage is at work if that is later. ``valid_perplexity`` is the exact one where it was
-    measured, else that of the validations in training.
+    measured (``valid_is_exact``), else that of the validations in training, which have less text before each word.
     """
 
     stage: str
@@ -71,6 +71,7 @@ class StageFigures:
     epoch: int | None
     epochs: int
     valid_perplexity: float | None
+    valid_is_exact: bool
     test_perplexity: float | None
     elapsed_s: float | None
     tempered: TemperedFigures | None
@@ -189,6 +190,7 @@ def _stage_figures(
 ) -> StageFigures:
     finished = "valid_perplexity" in result  # it is recorded at the end; evaluations may come earlier
     valid, test = _both_splits(result)
+    is_exact = finished and valid is not None
     tempered = tempered_figures(result)
     if finished:
         valid = valid or _number(result["valid_perplexity"])
@@ -208,6 +210,7 @@ def _stage_figures(
         epoch=last.get("epoch"),
         epochs=config.train.epochs if stage == "train" else config.finetune.epochs,
         valid_perplexity=valid,
+        valid_is_exact=is_exact,
         test_perplexity=test,
         elapsed_s=_number(result.get("elapsed_s") if finished else last.get("elapsed_s")),
         tempered=tempered,

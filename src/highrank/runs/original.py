@@ -98,6 +98,8 @@ def import_original(
 
     Raises UserError: the file cannot be read or is not such a model; no corpus, or one of another vocabulary size.
     """
+    if out.exists():
+        raise UserError(f"{out}: exists already; give another folder with --out")
     sizes, tensors = from_original(read_state_dict(file), source=str(file))
     name = corpus_name or BY_VOCABULARY.get(sizes.vocab_size)
     if name is None and data is not None:

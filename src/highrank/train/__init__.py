@@ -5,7 +5,16 @@ from highrank.train.interruption import Interrupted
 from highrank.train.loop import StageSettings, train_stage
 from highrank.train.objective import objective
 from highrank.train.optimizer import make_optimizer
-from highrank.train.stages import Machine, corpus_for, corpus_of, finetune, open_or_create, set_later_settings, train
+from highrank.train.stages import (
+    Machine,
+    check_can_train,
+    corpus_for,
+    corpus_of,
+    finetune,
+    open_or_create,
+    set_later_settings,
+    train,
+)
 from highrank.train.state import Position, StageState
 from highrank.train.update import Update, update
 
@@ -18,6 +27,7 @@ __all__ = [
     "Update",
     "WeightAverage",
     "averaged_weights",
+    "check_can_train",
     "corpus_for",
     "corpus_of",
     "finetune",

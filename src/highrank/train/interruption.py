@@ -1,4 +1,4 @@
-"""The first Ctrl-C or SIGTERM asks the loop to save and stop; a second one stops at once."""
+"""The first Ctrl-C, SIGTERM or end of the terminal asks the loop to save and stop; a second one stops at once."""
 
 import signal
 from collections.abc import Iterator
@@ -7,6 +7,9 @@ from types import FrameType
 from typing import Any
 
 __all__ = ["Interrupted", "StopRequest", "stop_on_signal"]
+
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP is not None else []))
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: it ended as it was asked to
@@ -35,7 +38,9 @@ def stop_on_signal() -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_DFL)  # the next one ends the process
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
+            if number == HANGUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started by nohup: it is to outlive its terminal
             try:
                 before[number] = signal.signal(number, ask)
             except ValueError:  # not in the main thread: whoever runs us there handles signals

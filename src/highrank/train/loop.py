@@ -115,7 +115,8 @@ def check_device(config: Config, device: torch.device | str) -> None:
 def check_can_go_on(run: RunFolder, stage: str) -> None:
     """Raises UserError if the stage has a model, but neither checkpoint nor record of how it was made."""
     has_model = run.best_model_path(stage).exists()
-    if has_model and not checkpoint_folders(run.stage_folder(stage)) and not run.metrics():
+    recorded = any(record["stage"] == stage for record in run.metrics())
+    if has_model and not recorded and not checkpoint_folders(run.stage_folder(stage)):
         raise UserError(f"{run.path}: has a model but no checkpoint of {stage} to go on from (an imported run?)")
 
 

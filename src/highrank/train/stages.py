@@ -56,11 +56,18 @@ def corpus_of(run: RunFolder, data: str | None, *, display: Display = SILENT) ->
         try:
             data = str(run.text_folder())
         except UserError:
-            if run.config.data.corpus != "kjv":  # which can be built again
+            if run.facts["corpus"].get("name", run.config.data.corpus) != "kjv":  # which can be built again
                 raise
     corpus = corpus_for(run.config, data, display=display)
     run.check_corpus(corpus)
     return corpus
+
+
+def check_can_train(config: Config, corpus: Corpus, workers: int, device: torch.device | str) -> None:
+    """Raises UserError for a text that is too short, too many workers, or a device that cannot do what is asked for."""
+    training_columns(config, corpus)
+    check_workers(config, workers)
+    check_device(config, device)
 
 
 def open_or_create(
@@ -71,37 +78,48 @@ def open_or_create(
     resume: bool,
     workers: int = 1,
     device: torch.device | str = "cpu",
+    overrides: Sequence[str] | None = None,
     notice: Callable[[str], None] = SILENT.message,
 ) -> RunFolder:
     """A new run folder, or with ``resume`` the one that is there, if it was made of the same configuration and text.
 
     What may change on the way, logged and said to ``notice``: the rate and clipping of training, and the settings of
-    later stages. Those of a stage that has come to its end stay, and ``notice`` is told of others that were asked for.
+    later stages; where ``overrides`` are given, which ``config`` has in it, only those that they name. Those of a stage
+    that has come to its end stay, and ``notice`` is told of others that were asked for.
     """
-    training_columns(config, corpus)  # before anything is written
-    check_workers(config, workers)
-    check_device(config, device)
+    check_can_train(config, corpus, workers, device)  # before anything is written
     if not (resume and path.exists()):
         if resume:
             notice(f"nothing to resume in {path}: starting")
         return RunFolder.create(path, config, corpus.vocabulary, corpus)
     run = RunFolder.open(path)
     begun = run.config
-    rate_and_clip = replace(begun.train, lr=config.train.lr, clip=config.train.clip)
-    may_be = replace(begun, train=rate_and_clip, finetune=config.finetune, dynamic=config.dynamic)
-    if fixed := changed_settings(may_be, config):
+    if fixed := changed_settings(_with_what_may_change(begun, config), config):
         changed = "; ".join(f"{name} = {old}, now {new}" for name, (old, new) in fixed.items())
         raise UserError(
             f"{path}: the run was started with other settings ({changed}); resume with the same, or start anew"
         )
     run.check_corpus(corpus)
     check_can_go_on(run, "train")
+    if overrides is not None:
+        values = msgspec.to_builtins(begun)
+        asked = _with_what_may_change(begun, parse_config(values, source=str(path), overrides=overrides))
+        if kept := changed_settings(asked, config):
+            stays = ", ".join(f"{name} stays {value} (the recipe has {other})" for name, (value, other) in kept.items())
+            notice(f"{stays}: --set changes what a run was started with")
+        config = asked
     config = _with_settings_of_the_ended(run, config, notice)
     # Not only where they differ: in the file of an earlier version defaults stand in for settings that it lacks.
     if tomllib.loads((path / "config.toml").read_text(encoding="utf-8")) == msgspec.to_builtins(config):
         return run
     with at_work(path):
         return run.change_config(config, notice=notice)
+
+
+def _with_what_may_change(begun: Config, config: Config) -> Config:
+    """``begun``, with the settings of ``config`` that may change while a run is under way."""
+    rate_and_clip = replace(begun.train, lr=config.train.lr, clip=config.train.clip)
+    return replace(begun, train=rate_and_clip, finetune=config.finetune, dynamic=config.dynamic)
 
 
 def _with_settings_of_the_ended(run: RunFolder, config: Config, notice: Callable[[str], None]) -> Config:
