@@ -7,10 +7,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 from benchmarks import (
+    bench_filtered_step,
     bench_loss_memory,
     bench_loss_speed,
     bench_posterior_filter,
@@ -114,3 +116,24 @@ def test_the_filter_over_an_epoch(
     text = page.read_text(encoding="utf-8")
     assert "has not been measured yet" not in text.partition("posterior filter")[2]
     assert f"valid loss after an epoch of {whole['updates']:,} updates" in text
+
+
+def test_filtered_steps_begin_with_the_weights_of_a_run(
+    small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_filtered_step, "TEXTBOOK_EPSILON", 0.0)
+    monkeypatch.setitem(bench_filtered_step.OURS, "highrank, filtered", ("train.min_posterior=0.5",))
+    # Wide enough for the filter to be worth its cost.
+    run = make_run(tmp_path / "k3", load_corpus(small_text), embedding_features=64)
+    without_dropout = dict.fromkeys(run.config.dropout.__struct_fields__, 0.0)
+    run.change_config(msgspec.structs.replace(run.config, dropout=type(run.config.dropout)(**without_dropout)))
+    names = (*bench_filtered_step.OURS, bench_filtered_step.TEXTBOOK)
+    steps = {name: bench_filtered_step.make_step(name, run.path, str(small_text)) for name in names}
+    loss = {name: step() for name, step in steps.items()}
+    assert loss["highrank, filtered"] == loss["highrank"]  # what is left out is gradient
+    assert loss["textbook"] == pytest.approx(loss["highrank"], rel=1e-5)
+    for name in ("highrank, bfloat16", "highrank, bfloat16, filtered"):
+        assert loss[name] == pytest.approx(loss["highrank"], rel=1e-2)
+    after = {name: step() for name, step in steps.items()}
+    assert after["textbook"] == pytest.approx(after["highrank"], rel=1e-4)
+    assert after["highrank, filtered"] != after["highrank"]
