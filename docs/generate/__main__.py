@@ -12,7 +12,14 @@ from docs.generate.commands import command_reference
 from docs.generate.original import option_tables
 from docs.generate.results import paper_table, rank_table, recipe_table, run_list, tutorial_table
 from docs.generate.settings import settings_reference
-from docs.generate.speed import dynamic_evaluation_table, floor_table, step_table, time_table, waiting_table
+from docs.generate.speed import (
+    dynamic_evaluation_table,
+    filtered_step_table,
+    floor_table,
+    step_table,
+    time_table,
+    waiting_table,
+)
 from docs.generate.studies import study_part
 from docs.generate.temperature import temperature_table
 from docs.generate.trials import trial_table
@@ -25,6 +32,7 @@ PARTS = {
     "benchmarks": benchmark_table,
     "commands": command_reference,
     "dynamic evaluation": dynamic_evaluation_table,
+    "filtered steps": filtered_step_table,
     "floors": floor_table,
     "options of 2017": option_tables,
     "penn": lambda: paper_table("penn"),

@@ -6,7 +6,14 @@ from typing import Any
 from docs.generate.markdown import table
 from docs.generate.results import RESULTS, read_results
 
-__all__ = ["dynamic_evaluation_table", "floor_table", "step_table", "time_table", "waiting_table"]
+__all__ = [
+    "dynamic_evaluation_table",
+    "filtered_step_table",
+    "floor_table",
+    "step_table",
+    "time_table",
+    "waiting_table",
+]
 
 SHOWN_OPERATIONS = 8
 
@@ -69,6 +76,30 @@ def step_table() -> str:
                 ]
             )
     head = ["recipe, device", "step", "s", "20% to 80%", "peak MiB", "times faster", "of the memory", "source"]
+    return table(head, rows, numbers=range(2, 7))
+
+
+def filtered_step_table() -> str:
+    """A training step of a trained mixture with the posterior filter, beside the textbook's from the same weights."""
+    rows = []
+    for file, found in read_results().items():
+        if not file.startswith("bench_filtered_step."):
+            continue
+        for name, seconds in found["step"].items():
+            faster = found["times_faster"].get(name)
+            rows.append(
+                [
+                    f"{found['recipe']}, {found['about']['device']['cpu']}",
+                    name,
+                    _seconds(seconds["median_s"]),
+                    f"{_seconds(seconds['p20_s'])} to {_seconds(seconds['p80_s'])}",
+                    "" if faster is None else f"{faster:.2f}",
+                    f"{100 * found['posteriors']['share_below']['1e-3']:.0f}%",
+                    f"{found['updates_before']:,}",
+                    f"[{file}](../benchmarks/results/{file})",
+                ]
+            )
+    head = ["recipe, device", "step", "s", "20% to 80%", "times faster", "below 0.001", "trained for updates", "source"]
     return table(head, rows, numbers=range(2, 7))
 
 
