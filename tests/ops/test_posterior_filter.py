@@ -1,11 +1,15 @@
 """The posterior filter: what it leaves out, and what stays as it is."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from highrank.functional import LossOptions, mixture_statistics
-from tests.implementations import every_reduction
+from highrank.ops import chunked
+from tests.implementations import block_of, every_reduction
 from tests.parity import INPUTS, Problem, assert_same, make_problem, solve, subsets
 
 
@@ -85,6 +89,41 @@ def test_the_filter_as_it_stands_changes_nothing_beyond_rounding(dtype: torch.dt
     eps = torch.finfo(dtype).eps
     assert (posteriors(problem) < eps / 12).any(), "a problem that shows nothing"
     assert_same(solve(problem, "chunked", reduction), kept, rtol=0, atol=30 * eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_in_half_precision_products_have_few_shapes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every shape a program is kept in memory."""
+    kept: list[int] = []
+    whole: set[int] = set()
+    steps: set[int] = set()
+
+    def recorded(posterior_bK: Tensor, *arguments: Any) -> Tensor | None:
+        found = kept_rows(posterior_bK, *arguments)
+        if found is not None:
+            kept.append(len(found))
+            whole.add(posterior_bK.numel())
+            steps.add(arguments[-1])
+        return found
+
+    kept_rows = chunked._kept_rows
+    monkeypatch.setattr(chunked, "_kept_rows", recorded)
+    problem = make_problem(600, components=6, features=128, classes=30, dtype=dtype)
+    problem.prior_logits = problem.prior_logits * 16
+    options, every_row = (replace(block_of(100, problem), min_posterior=each) for each in (1e-3, 0.0))
+    filtered = solve(problem, "chunked", "sum", options=options)
+    assert len(kept) > 10
+    assert max(kept) < max(whole)
+    [step] = steps
+    assert step == (max(whole) // chunked.KEPT_NUMBERS if dtype == torch.bfloat16 else 1)
+    assert {count % step for count in kept} == {0}
+    assert len(set(kept)) > 5 or step > 1
+    exact = solve(problem, "chunked", "sum", options=every_row)
+    for name, gradient in filtered.gradients.items():
+        expected = exact.gradients[name]
+        assert gradient is not None
+        assert expected is not None
+        torch.testing.assert_close(gradient, expected, rtol=2e-2, atol=2e-2 * expected.abs().max().item())
 
 
 @every_reduction

@@ -40,6 +40,10 @@ ROW_BYTES = 32
 # their numbers. So many operations a core of 150 GFLOP/s does while it moves one number at 10 GB/s.
 OPERATIONS_A_MOVE = 120
 
+# In half precision the rows that are kept come in so many different numbers a full block: for every shape of a product
+# oneDNN writes a program, at some MiB each, and keeps a thousand of them.
+KEPT_NUMBERS = 16
+
 # What is moved in one call at least.
 SMALL_BYTES = 2**16
 
@@ -72,6 +76,7 @@ def walk(
         vector_rows(weight.new_zeros, len(weight), features, dtype) if needs.weight else None,
         weight.new_zeros(len(weight), dtype=dtype) if needs.bias else None,
     )
+    kept_step = max(1, len(buffer_RU) // KEPT_NUMBERS) if buffer_RU.dtype != dtype else 1
     differentiated = token_weight is not None and (needs.context or needs.weight or needs.bias)
 
     for start in range(0, tokens, block):
@@ -98,7 +103,7 @@ def walk(
         grad_RV = block_RU[:, : len(weight)]
         row_weight_R1 = (posterior_bK * token_weight_b1).view(-1, 1)
         grad_context_RD = None if grads.context is None else grads.context[part].view(-1, features)
-        kept_R = _kept_rows(posterior_bK, token_weight_b1, settings.min_posterior, features)
+        kept_R = _kept_rows(posterior_bK, token_weight_b1, settings.min_posterior, features, kept_step)
         if kept_R is None:
             add_products(grad_RV, row_weight_R1, context_RD, weight, grad_context_RD, grads, strip_SU)
         else:
@@ -208,13 +213,17 @@ def _softmax_in_place(
     return log_prob_R
 
 
-def _kept_rows(posterior_bK: Tensor, token_weight_b1: Tensor, min_posterior: float, features: int) -> Tensor | None:
-    """The rows whose gradient counts; None where leaving the others out would not pay."""
+def _kept_rows(
+    posterior_bK: Tensor, token_weight_b1: Tensor, min_posterior: float, features: int, step: int
+) -> Tensor | None:
+    """The rows whose gradient counts, and others up to a multiple of ``step``; None where leaving out would not pay."""
     if posterior_bK.device.type != "cpu":  # their number would make the host wait
         return None
     # Written so that NaN is kept.
     left_out_bK = (posterior_bK < min_posterior) | (token_weight_b1 == 0)
-    kept_R = left_out_bK.logical_not_().view(-1).nonzero().squeeze(1)
+    kept_R = left_out_bK.logical_not().view(-1).nonzero().squeeze(1)
+    if missing := -len(kept_R) % step:
+        kept_R = torch.cat([kept_R, left_out_bK.view(-1).nonzero().squeeze(1)[:missing]]).sort().values
     left_out = posterior_bK.numel() - len(kept_R)
     return kept_R if 4 * features * left_out > OPERATIONS_A_MOVE * len(kept_R) else None
 
