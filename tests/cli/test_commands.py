@@ -128,10 +128,11 @@ def test_a_lost_dynamic_evaluation_is_no_result(trained: Path) -> None:
 
 def test_a_dynamic_evaluation_says_which_one_it_replaces(trained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
-    earlier = RunFolder.open(run).results["dynamic"]
+    assert here("dynamic-eval", run, "--split", "valid", "--lr", "0.003").returncode == 0
+    assert set(RunFolder.open(run).results["dynamic"]) & {"valid", "test"} == {"valid"}
+    earlier = RunFolder.open(run).results["dynamic"]["valid"]["perplexity"]
     done = here("dynamic-eval", run, "--lr", "0.001")
-    valid, test = (f"{earlier[split]['perplexity']:.2f}" for split in ("valid", "test"))
-    said = f"in place of the dynamic evaluation of finetune with lr 0.002, lamb 0.02: valid {valid}, test {test}"
+    said = f"in place of the dynamic evaluation of finetune with lr 0.003, lamb 0.02: valid {earlier:.2f}"
     assert said in done.stderr.splitlines()
     assert said in (run / "log.txt").read_text(encoding="utf-8")
 

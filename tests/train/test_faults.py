@@ -44,7 +44,11 @@ def test_killed_five_times(setting: Setting) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_the_run_goes_on(setting: Setting, number: signal.Signals) -> None:
-    nothing_is_lost(faults.stopped(setting, number))
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may have been started by nohup
+    try:
+        nothing_is_lost(faults.stopped(setting, number))
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_run_started_by_nohup_outlives_its_terminal() -> None:
