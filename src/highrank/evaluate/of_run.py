@@ -161,7 +161,8 @@ def _record(
 
 def _say_what_goes(run: RunFolder, earlier: Mapping[str, Any], display: Display) -> None:
     """A run has one dynamic evaluation; the figures of another model or other settings make room for it."""
-    settings = ", ".join(f"{name} {value:g}" for name in ("lr", "lamb") if (value := earlier["settings"].get(name)))
+    known = earlier.get("settings", {})  # a file of an earlier version, or someone's hand, may lack them
+    settings = ", ".join(f"{name} {value:g}" for name in ("lr", "lamb") if (value := known.get(name)))
     figures = ", ".join(f"{split} {earlier[split]['perplexity']:.2f}" for split in SPLITS if split in earlier)
     said = f"in place of the dynamic evaluation of {earlier.get('stage')} with {settings}: {figures or 'no figures'}"
     run.log(said)
