@@ -3,6 +3,7 @@
 import os
 import shutil
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,17 @@ import pytest
 
 from highrank.data import load_corpus
 from highrank.errors import UserError
-from highrank.evaluate import evaluate_run, of_run
+from highrank.evaluate import (
+    dynamic_evaluate,
+    dynamic_evaluate_run,
+    dynamic_settings,
+    evaluate,
+    evaluate_at,
+    evaluate_run,
+    evaluate_run_at,
+    of_run,
+    temperature_of_run,
+)
 from highrank.runs import RunFolder, parse_config
 from highrank.runs.records import read_metrics
 from highrank.runs.tensors import model_tensors
@@ -50,18 +61,31 @@ def test_results_go_with_the_model_that_they_are_of(
     run.save_best("train", tensors)
     assert set(run.results) == {"finetune"}
 
-    computed = of_run.evaluate
+    def during(computed: Callable[..., Any]) -> Callable[..., Any]:
+        def while_training_goes_on(*arguments: Any, **options: Any) -> Any:
+            found = computed(*arguments, **options)
+            run.save_best("train", tensors)
+            return found
 
-    def while_training_goes_on(*arguments: Any, **options: Any) -> Any:
-        found = computed(*arguments, **options)
-        run.save_best("train", tensors)
-        return found
+        return while_training_goes_on
 
-    monkeypatch.setattr(of_run, "evaluate", while_training_goes_on)
+    monkeypatch.setattr(of_run, "evaluate", during(evaluate))
     assert told.messages == []
     evaluate_run(run, corpus, "test", display=told)
     assert set(run.results) == {"finetune"}
-    assert told.messages == [f"not recorded: {run.path} has a newer model of train than the one that was evaluated"]
+    not_recorded = f"not recorded: {run.path} has a newer model of train than the one that was evaluated"
+    assert told.messages == [not_recorded]
+
+    monkeypatch.setattr(temperature_of_run, "evaluate_at", during(evaluate_at))
+    evaluate_run_at(run, corpus, "test", 1.5, stage="train", display=told)
+    assert set(run.results) == {"finetune"}
+    assert told.messages == [not_recorded] * 2
+
+    run.add_result("dynamic", {"stage": "finetune", "test": {"perplexity": 5.0}})
+    monkeypatch.setattr(of_run, "dynamic_evaluate", during(dynamic_evaluate))
+    dynamic_evaluate_run(run, corpus, ("test",), dynamic_settings(run), stage="train", display=told)
+    assert run.results["dynamic"] == {"stage": "finetune", "test": {"perplexity": 5.0}}
+    assert told.messages == [not_recorded] * 3
 
 
 def test_own_text_that_has_moved_is_not_looked_for_under_the_name_of_the_recipes_corpus(

@@ -94,7 +94,7 @@ def _print(comparison: "Comparison") -> None:
     names = [one_line(name) for name in _names([run.path for run in comparison.runs])]
     rows = [*_settings_rows(comparison), *_result_rows(comparison.runs), *_measured_rows(comparison)]
     print_table([Column(""), *(Column(name, right=True) for name in names)], rows)
-    if any(_is_inexact(stage) for run in comparison.runs for stage in run.stages):
+    if any(stage.valid_is_exact is False for run in comparison.runs for stage in run.stages):
         print(INEXACT)
     for obstacle in comparison.obstacles:
         print(f"perplexities cannot be compared: {one_line(obstacle)}")
@@ -121,7 +121,11 @@ def _result_rows(runs: Sequence["RunSummary"]) -> Iterator[list[str]]:
     for name, title in TITLES.items():
         stages = [next((stage for stage in run.stages if stage.stage == name), None) for run in runs]
         if any(stages):
-            yield [f"{title}: valid / test", *(MARK * _is_inexact(stage) + _perplexities(stage) for stage in stages)]
+            marks = [MARK * (stage is not None and stage.valid_is_exact is False) for stage in stages]
+            yield [
+                f"{title}: valid / test",
+                *(m + _perplexities(stage) for m, stage in zip(marks, stages, strict=True)),
+            ]
             tempered = [None if stage is None else stage.tempered for stage in stages]
             if any(tempered):
                 yield [f"{title}, tempered: valid / test", *(_perplexities(each) for each in tempered)]
@@ -156,10 +160,6 @@ def _measured_rows(comparison: "Comparison") -> Iterator[list[str]]:
     if any(comparison.components):
         for title, said in components.items():
             yield [title, *("-" if each is None else said(each) for each in comparison.components)]
-
-
-def _is_inexact(stage: "StageFigures | None") -> bool:
-    return stage is not None and stage.valid_perplexity is not None and not stage.valid_is_exact
 
 
 def _perplexities(figures: "StageFigures | TemperedFigures | DynamicFigures | None") -> str:

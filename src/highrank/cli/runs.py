@@ -134,12 +134,8 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
         Column("corpus", spare=10),
     )
     print_table(columns, [_cells(row) for row in rows])
-    if sys.stdout.isatty() and any(_is_inexact(row) for row in rows):
+    if sys.stdout.isatty() and any(row["valid_is_exact"] is False for row in rows):
         print(INEXACT)
-
-
-def _is_inexact(row: dict[str, Any]) -> bool:
-    return row["valid_perplexity"] is not None and not row["valid_is_exact"]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -150,7 +146,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["stage"],
         "-" if row["updates"] is None else f"{row['updates']:,}",
         "-" if row["epoch"] is None else f"{row['epoch']}/{row['epochs']}",
-        MARK * _is_inexact(row) + _perplexity(row["valid_perplexity"]),
+        MARK * (row["valid_is_exact"] is False) + _perplexity(row["valid_perplexity"]),
         _perplexity(row["test_perplexity"]),
         "-" if dynamic == [None, None] else " / ".join(map(_perplexity, dynamic)),
         _age(row["age_s"]),

@@ -69,7 +69,7 @@ def evaluate_run(
         evaluation = evaluation.in_the_paper_way(batch)
     result = as_result(evaluation) | {"batch": batch, "counted": "paper" if paper else "every predicted token"}
     if batch == 1 and not paper:
-        workers.first(lambda: _record(run, stage, stamp, stage, {split: result}, display))
+        workers.first(lambda: run.add_result(stage, {split: result}, of=stamp, notice=display.message))
     return {"run": str(run.path), "stage": stage, "split": split} | result
 
 
@@ -134,33 +134,18 @@ def dynamic_evaluate_run(
     if settings.weight_dropout_seed is None:
         with writing(run.path):
             earlier = run.results.get("dynamic", {})
-            if earlier and not has_dynamic_result(run, stage, settings):
-                _say_what_goes(run, earlier, display)
-                run.forget_results("dynamic")
-                earlier = {}
+            goes_on = has_dynamic_result(run, stage, settings)
+            elapsed_s = (earlier.get("elapsed_s", 0.0) if goes_on else 0.0) + time.perf_counter() - began
             recorded = {name: value for name, value in result.items() if name != "run"}
-            recorded["elapsed_s"] = round(earlier.get("elapsed_s", 0.0) + time.perf_counter() - began, 3)
-            _record(run, stage, stamp, "dynamic", recorded, display)
+            recorded["elapsed_s"] = round(elapsed_s, 3)
+            is_there = run.add_result("dynamic", recorded, of=stamp, replace=not goes_on, notice=display.message)
+            if is_there and earlier and not goes_on:
+                _say_what_went(run, earlier, display)
     return result
 
 
-def _record(
-    run: RunFolder,
-    stage: str,
-    stamp: tuple[int, int] | None,
-    name: str,
-    result: Mapping[str, Any],
-    display: Display,
-) -> None:
-    """Beside the other results under ``name``, unless training has found a better model of the ``stage`` since."""
-    if run.model_stamp(stage) == stamp:
-        run.add_result(name, result)
-    else:
-        display.message(f"not recorded: {run.path} has a newer model of {stage} than the one that was evaluated")
-
-
-def _say_what_goes(run: RunFolder, earlier: Mapping[str, Any], display: Display) -> None:
-    """A run has one dynamic evaluation; the figures of another model or other settings make room for it."""
+def _say_what_went(run: RunFolder, earlier: Mapping[str, Any], display: Display) -> None:
+    """A run has one dynamic evaluation; the figures of another model or other settings made room for it."""
     known = earlier.get("settings", {})  # a file of an earlier version, or someone's hand, may lack them
     settings = ", ".join(f"{name} {value:g}" for name in ("lr", "lamb") if (value := known.get(name)))
     figures = ", ".join(f"{split} {earlier[split]['perplexity']:.2f}" for split in SPLITS if split in earlier)

@@ -10,7 +10,7 @@ from highrank.evaluate.of_run import as_result
 from highrank.evaluate.temperature import TemperatureSearch, check_temperature, evaluate_at, tune_temperature
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
-from highrank.runs import RunFolder, writing
+from highrank.runs import ModelStamp, RunFolder, writing
 from highrank.workers import ALONE, Workers
 
 __all__ = ["TUNED_ON", "evaluate_run_at", "tune_temperature_of"]
@@ -40,6 +40,7 @@ def evaluate_run_at(
     workers.first(lambda: _check(temperature, split))
     run.check_corpus(corpus)
     stage = stage or workers.first(run.last_stage)
+    stamp = workers.first(lambda: run.model_stamp(stage))
     model = run.load_model(stage, device=device, workers=workers)
     settings: dict[str, Any] = {"temperature": temperature, "tuned_on": None}
     if temperature == "tune":
@@ -60,7 +61,7 @@ def evaluate_run_at(
     )
     result = as_result(tempered) | {"batch": batch, "counted": "every predicted token"}
     if batch == 1:
-        workers.first(lambda: _record(run, stage, settings, {split: result}))
+        workers.first(lambda: _record(run, stamp, settings, {split: result}, display))
     plain = {"loss_nats": untempered.loss_nats, "perplexity": untempered.perplexity}
     return {"run": str(run.path), "stage": stage, "split": split} | settings | result | {"untempered": plain}
 
@@ -90,9 +91,12 @@ def tune_temperature_of(
     )
 
 
-def _record(run: RunFolder, stage: str, settings: dict[str, Any], figures: dict[str, Any]) -> None:
+def _record(
+    run: RunFolder, of: ModelStamp, settings: dict[str, Any], figures: dict[str, Any], display: Display
+) -> None:
     """Beside that of another split, if it is of the same temperature."""
     with writing(run.path):
-        recorded = run.results.get(stage, {}).get("tempered", {})
+        recorded = run.results.get(of.stage, {}).get("tempered", {})
         same = all(recorded.get(name) == settings[name] for name in ("temperature", "tuned_on"))
-        run.add_result(stage, {"tempered": (recorded if same else {}) | settings | figures})
+        tempered = (recorded if same else {}) | settings | figures
+        run.add_result(of.stage, {"tempered": tempered}, of=of, notice=display.message)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from highrank.runs.config import Config, parse_config, read_config, to_toml
     from highrank.runs.cost import estimate
     from highrank.runs.device import choose_device, describe_device
-    from highrank.runs.folder import RunFolder, TrainedModel, load
+    from highrank.runs.folder import ModelStamp, RunFolder, TrainedModel, load
     from highrank.runs.lock import at_work, writing
     from highrank.runs.recipes import find_recipe, recipe_names
     from highrank.runs.records import STAGES
@@ -21,6 +21,7 @@ __all__ = [
     "STAGES",
     "Checkpoint",
     "Config",
+    "ModelStamp",
     "RunFolder",
     "TrainedModel",
     "at_work",
@@ -47,7 +48,7 @@ _HOME = {
     "config": ("Config", "parse_config", "read_config", "to_toml"),
     "cost": ("estimate",),
     "device": ("choose_device", "describe_device"),
-    "folder": ("RunFolder", "TrainedModel", "load"),
+    "folder": ("ModelStamp", "RunFolder", "TrainedModel", "load"),
     "lock": ("at_work", "writing"),
     "recipes": ("find_recipe", "recipe_names"),
     "records": ("STAGES",),

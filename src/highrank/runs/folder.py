@@ -34,7 +34,14 @@ from highrank.runs.tensors import put_model_tensors, read_tensors, write_tensors
 from highrank.runs.verify import written_differently
 from highrank.workers import ALONE, Workers
 
-__all__ = ["RunFolder", "TrainedModel", "load"]
+__all__ = ["ModelStamp", "RunFolder", "TrainedModel", "load"]
+
+
+class ModelStamp(NamedTuple):
+    """What tells the best model of a stage from those before and after it: the file, or None where there is none."""
+
+    stage: str
+    file: tuple[int, int] | None
 
 
 class TrainedModel(NamedTuple):
@@ -126,7 +133,8 @@ class RunFolder:
         before go with it."""
         path = self.best_model_path(stage)
         self.begin_stage(stage)
-        with explained(path), new_file(path) as temporary:
+        # Held from before the results of the model before go until it has gone: none is added between.
+        with writing(self.path), explained(path), new_file(path) as temporary:
             write_tensors(temporary, tensors)
             if difference := written_differently(temporary, tensors):
                 raise UserError(
@@ -137,13 +145,10 @@ class RunFolder:
             if of_the_one_before:
                 self.forget_results(*of_the_one_before)
 
-    def model_stamp(self, stage: str) -> tuple[int, int] | None:
-        """What tells the best model of a stage from those before and after it; None where there is none."""
+    def model_stamp(self, stage: str) -> ModelStamp:
         path = self.best_model_path(stage)
-        if not path.exists():
-            return None
-        found = path.stat()
-        return found.st_ino, found.st_mtime_ns
+        found = path.stat() if path.exists() else None
+        return ModelStamp(stage, None if found is None else (found.st_ino, found.st_mtime_ns))
 
     def check_best(self, stage: str) -> None:
         """Raises UserError if the best model so far, of which no checkpoint has a copy, cannot be read."""
@@ -254,11 +259,27 @@ class RunFolder:
         with writing(self.path):
             self._write_results({name: result for name, result in self.results.items() if name not in names})
 
-    def add_result(self, name: str, result: Mapping[str, Any]) -> None:
-        """Merge into results.json, under ``name``."""
+    def add_result(
+        self,
+        name: str,
+        result: Mapping[str, Any],
+        *,
+        of: ModelStamp | None = None,
+        replace: bool = False,
+        notice: Callable[[str], None] = SILENT.message,
+    ) -> bool:
+        """Merge into what results.json has under ``name``, or ``replace`` it. Is the result there now?
+
+        One ``of`` a model is left out, and ``notice`` told so, if training has found a better one of its stage since.
+        """
         with writing(self.path):
+            if of is not None and of != self.model_stamp(of.stage):
+                notice(f"not recorded: {self.path} has a newer model of {of.stage} than the one that was evaluated")
+                return False
             results = self.results
-            self._write_results({**results, name: {**results.get(name, {}), **result}})
+            earlier = {} if replace else results.get(name, {})
+            self._write_results({**results, name: {**earlier, **result}})
+        return True
 
     def _write_results(self, results: Mapping[str, Any]) -> None:
         path = self.path / "results.json"

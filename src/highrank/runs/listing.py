@@ -71,7 +71,7 @@ class StageFigures:
     epoch: int | None
     epochs: int
     valid_perplexity: float | None
-    valid_is_exact: bool
+    valid_is_exact: bool | None
     test_perplexity: float | None
     elapsed_s: float | None
     tempered: TemperedFigures | None
@@ -210,7 +210,7 @@ def _stage_figures(
         epoch=last.get("epoch"),
         epochs=config.train.epochs if stage == "train" else config.finetune.epochs,
         valid_perplexity=valid,
-        valid_is_exact=is_exact,
+        valid_is_exact=None if valid is None else is_exact,
         test_perplexity=test,
         elapsed_s=_number(result.get("elapsed_s") if finished else last.get("elapsed_s")),
         tempered=tempered,
