@@ -73,7 +73,7 @@ format: $(DEV) ## rewrite the files in the project's format
 format-check: $(DEV) ## is every file in the project's format?
 	@$(PY) -m ruff format --check .
 
-types: $(DEV) ## mypy, strict, on src
+types: $(DEV) ## mypy, strict, on src and on code as users write it
 	@$(PY) -m mypy
 
 docs: $(DEV) ## build the documentation's site into site/, strictly; open site/index.html
