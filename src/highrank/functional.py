@@ -7,9 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from highrank.ops import LossOptions, Settings, check_options, choose, fused_log_prob
+from highrank.ops import FLOP_FORMULAS, LossOptions, Settings, check_options, choose, fused_log_prob
 
-__all__ = ["LossOptions", "MixtureStatistics", "mixture_cross_entropy", "mixture_log_prob", "mixture_statistics"]
+__all__ = [
+    "FLOP_FORMULAS",
+    "LossOptions",
+    "MixtureStatistics",
+    "mixture_cross_entropy",
+    "mixture_log_prob",
+    "mixture_statistics",
+]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

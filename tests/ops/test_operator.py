@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.flop_counter import FlopCounterMode
 
-from highrank import mixture_cross_entropy
+from highrank import mixture_cross_entropy, mixture_log_prob
+from highrank.functional import FLOP_FORMULAS
 from highrank.heads import MixtureOfSoftmaxes
 from tests.implementations import every_reduction
 from tests.parity import INPUTS, make_problem
@@ -348,3 +350,26 @@ def test_the_definition_has_a_gradient_for_each_sample() -> None:
         context = problem.context[index].clone().requires_grad_()
         loss(context, problem.prior_logits[index], problem.target[index]).backward()
         torch.testing.assert_close(gradient, context.grad)
+
+
+def test_operations_can_be_counted() -> None:
+    """One matrix product for the result and one each for the gradients of contexts and weight; a second walk has the
+    first again."""
+
+    def counted(compute: Callable[..., Tensor], *, learnt: tuple[str, ...]) -> float:
+        problem = make_problem(7)
+        inputs = [getattr(problem, name).requires_grad_(name in learnt) for name in INPUTS[:3]]
+        tokens, components, features = problem.context.shape
+        with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
+            result = compute(*inputs, problem.target)
+            if learnt:
+                result.sum().backward()
+        return counter.get_total_flops() / (2 * tokens * components * features * len(problem.weight))
+
+    mean = partial(mixture_cross_entropy, implementation="chunked")
+    each = partial(mean, reduction="none")
+    assert counted(mean, learnt=()) == 1
+    assert counted(mean, learnt=("context", "weight")) == 3
+    assert counted(mean, learnt=("context", "prior_logits")) == 2
+    assert counted(each, learnt=("context", "weight")) == 4
+    assert counted(lambda *inputs: mixture_log_prob(*inputs[:3]), learnt=("weight",)) == 3

@@ -8,8 +8,18 @@ or their sum, which is differentiable, and log P(target | component) (N, K), whi
 
 from highrank.ops.factored import factored_loss
 from highrank.ops.log_prob import fused_log_prob
+from highrank.ops.operator import FLOP_FORMULAS
 from highrank.ops.options import LossOptions, check_options
 from highrank.ops.table import IMPLEMENTATIONS, choose
 from highrank.ops.walk import Settings
 
-__all__ = ["IMPLEMENTATIONS", "LossOptions", "Settings", "check_options", "choose", "factored_loss", "fused_log_prob"]
+__all__ = [
+    "FLOP_FORMULAS",
+    "IMPLEMENTATIONS",
+    "LossOptions",
+    "Settings",
+    "check_options",
+    "choose",
+    "factored_loss",
+    "fused_log_prob",
+]

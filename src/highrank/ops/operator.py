@@ -16,7 +16,7 @@ importing PyTorch.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from highrank.ops.target import check_target
 from highrank.ops.walk import Gradients, Needs, Settings, Walk
 
 __all__ = [
+    "FLOP_FORMULAS",
     "define",
     "fake_gradients",
     "for_inputs",
@@ -39,6 +40,10 @@ __all__ = [
 ]
 
 WALKS: dict[str, Walk] = {}  # filled by ops.table: the arguments of an operator can name a function but not carry it
+
+# For ``torch.utils.flop_counter.FlopCounterMode(custom_mapping=FLOP_FORMULAS)``, which sees an operator from outside.
+# Filled by ``define``; not registered with PyTorch, whose counter takes Triton's compiler to import.
+FLOP_FORMULAS: dict[Any, Callable[..., int]] = {}
 
 INPUTS = "Tensor context, Tensor prior_logits, Tensor weight, Tensor? bias, Tensor target"
 HOW = "int ignore_index, str implementation, int block_bytes, ScalarType accumulation_dtype, float min_posterior"
@@ -152,6 +157,15 @@ def for_inputs(ctx: Any, grads: Any) -> tuple[Tensor | None, ...]:
     return (*wanted, *[None] * (len(needs) - 4))
 
 
+def _count_products(
+    context: Sequence[int], prior_logits: Sequence[int], weight: Sequence[int], *others: Any, **_: Any
+) -> int:
+    """Operations of the matrix products, from the shapes of an operator's arguments; of all rows, filtered or not."""
+    tokens, components, features = context
+    needs = Needs(*others[-1]) if isinstance(others[-1], list) else NO_NEEDS
+    return 2 * tokens * components * features * weight[0] * (1 + needs.context + needs.weight)
+
+
 def define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """``torch.ops.highrank.NAME`` is ``kernel`` on every device, and ``fake`` where only shapes are asked for."""
     # A compiler whose graph broke before the operator would try to compile what is in it. Where nobody has imported it
@@ -164,6 +178,7 @@ def define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..
     torch.library.define(f"highrank::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
     torch.library.impl(f"highrank::{name}", "default", run)
     torch.library.register_fake(f"highrank::{name}", fake)
+    FLOP_FORMULAS[getattr(torch.ops.highrank, name)] = _count_products
 
 
 # One loss for all tokens ----------------------------------------------------------------------------------------------
