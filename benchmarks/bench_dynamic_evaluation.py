@@ -28,6 +28,7 @@ def our_segments(config: Config, vocab_size: int, tokens: NDArray[np.int32], dev
     settings = DynamicSettings(lamb=config.dynamic.lamb, lr=TOO_SMALL_A_STEP, bptt=config.dynamic.bptt)
     with Adaptation(model, GradientStatistics(squares, 1), settings) as adaptation:
         for segment in Columns(tokens, 1).segments(config.dynamic.bptt):
+            segment = segment.to(torch.device(device))
             yield adaptation.step(segment.tokens, segment.target)
 
 
@@ -49,6 +50,8 @@ def make_walk(candidate: str, recipe: str, data: str | None, segments: int, devi
     def some_segments() -> None:
         for _ in islice(walk, segments):
             pass
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()  # a segment is over when it is computed, not when it has been asked for
 
     return some_segments
 

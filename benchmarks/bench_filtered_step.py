@@ -22,13 +22,13 @@ from highrank.runs import RunFolder, build_model, parse_config
 from highrank.runs.original import to_original
 from highrank.runs.tensors import model_tensors
 
-ALL_ROWS, FILTERED = "train.min_posterior=0", "train.min_posterior=0.001"
+DENSE, FILTERED = "train.min_posterior=0", "train.min_posterior=0.001"
 EXACT, ROUNDED = "train.precision=float32", "train.precision=bfloat16"
 # By name, with what each changes in the run's settings.
 OURS = {
-    "highrank": (EXACT, ALL_ROWS),
+    "highrank": (EXACT, DENSE),
     "highrank, filtered": (EXACT, FILTERED),
-    "highrank, bfloat16": (ROUNDED, ALL_ROWS),
+    "highrank, bfloat16": (ROUNDED, DENSE),
     "highrank, bfloat16, filtered": (ROUNDED, FILTERED),
 }
 TEXTBOOK = "textbook"
@@ -67,6 +67,8 @@ def main() -> None:
     valid = corpus.tokens["valid"][: arguments.heldout_tokens + 1]
     heldout = describe(torch.cat(list(posteriors(model, corpus, "valid", arguments.heldout_tokens))))
     valid_loss_nats = evaluate(model, valid).loss_nats
+    validations = [r for r in run.metrics() if (r["stage"], r["event"]) == ("train", "validation")]
+    best = min(validations, key=lambda record: record["loss_nats"])
 
     as_it_comes, alone = environments()
     workers = {
@@ -80,7 +82,7 @@ def main() -> None:
     result = {
         "recipe": run.config.data.corpus,
         "model": {name: getattr(run.config.model, name) for name in run.config.model.__struct_fields__},
-        "updates_before": max(record["step"] for record in run.metrics()),
+        "updates_before": best["step"],
         "valid_loss_nats_before": valid_loss_nats,
         "posteriors": heldout,
         "filter": FILTERED,

@@ -32,16 +32,19 @@ def working_bytes(loss: Loss, case: Case) -> int:
 
 def measure(size: Size, dtype: torch.dtype, device: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    case = make_case(size, dtype, device)
     for name, loss in candidates(size, device).items():
         try:
-            found[name] = working_bytes(loss, make_case(size, dtype, device))
+            found[name] = working_bytes(loss, case)
         except torch.OutOfMemoryError as error:  # a result, not a reason to stop
             found[name] = f"out of memory: {str(error).splitlines()[0]}"
+            for leaf in case.leaves:
+                leaf.grad = None
             torch.cuda.empty_cache()
     return {
         "size": vars(size),
         "dtype": str(dtype).removeprefix("torch."),
-        "bytes_of_gradients": make_case(size, dtype, device).bytes_of_gradients,
+        "bytes_of_gradients": case.bytes_of_gradients,
         "bytes_of_logits": size.bytes_of_logits,
         "working_bytes": found,
     }

@@ -110,14 +110,22 @@ class Worker:
         with _environment(environment or {}):
             self._process.start()
         theirs.close()
+        self._is_made = False
+
+    def _wait_until_made(self) -> None:
+        if not self._is_made:
+            self._connection.recv()
+            self._is_made = True
 
     def __call__(self) -> Any:
+        self._wait_until_made()
         self._connection.send("call")
         return self._connection.recv()
 
     def failure(self, within_s: float) -> str | None:
-        """A first call: why it fails, in a few words, or None. What has not come to its end by then is killed."""
+        """A first call, once all is loaded: why it fails, in a few words, or None. What takes longer is killed."""
         try:
+            self._wait_until_made()
             self._connection.send("call")
             if self._connection.poll(within_s):
                 self._connection.recv()
@@ -131,6 +139,7 @@ class Worker:
     def close(self) -> int:
         """Ends the process; returns the largest resident size that it had (Linux), or, if it used a GPU, the most that
         PyTorch had taken there, recorded passes and what is free within it included; in bytes."""
+        self._wait_until_made()
         self._connection.send("close")
         peak = int(self._connection.recv())
         self._process.join()
@@ -139,6 +148,7 @@ class Worker:
 
 def _serve(make: Callable[[], Callable[[], object]], connection: Any) -> None:
     call = make()
+    connection.send("made")
     while connection.recv() == "call":
         connection.send(call())
     if torch.cuda.is_initialized():

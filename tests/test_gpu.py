@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from highrank.train import StageState, train_stage, update
 from tests.implementations import every_reduction
 from tests.models.test_persistent_lstm import errors, inputs_of, ours, torchs
 from tests.models.test_persistent_lstm import solve as solve_layer
-from tests.parity import SIZES, Size, assert_no_worse_than_naive, assert_same, make_problem, solve
+from tests.parity import SIZES, Problem, Size, assert_no_worse_than_naive, assert_same, make_problem, solve
 
 pytestmark = [
     pytest.mark.gpu,
@@ -62,6 +63,17 @@ def test_the_loss_and_its_gradients_are_those_of_the_cpu(components: int, implem
         torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-10, atol=1e-12)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_kernels() -> None:
+    assert os.environ["TRITON_INTERPRET"] == "0", "make test-gpu, or TRITON_INTERPRET=0: else no kernel is compiled"
+
+
+@cache
+def on_the_gpu(size: Size) -> Problem:
+    """Drawn once: the largest takes the CPU some seconds."""
+    return size.problem(torch.float64).on("cuda")
+
+
 @every_fused
 @every_reduction
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -70,7 +82,7 @@ def test_the_loss_and_its_gradients_are_those_of_the_cpu(components: int, implem
 def test_no_worse_than_naive(
     implementation: str, reduction: str, dtype: torch.dtype, block_bytes: int | None, size: Size
 ) -> None:
-    problem = size.problem(dtype).on("cuda")
+    problem = on_the_gpu(size).to(dtype)
     assert_no_worse_than_naive(problem, implementation, reduction, LossOptions(block_bytes=block_bytes))
 
 

@@ -16,10 +16,10 @@ def settings_reference() -> str:
         section = field.type
         words = " ".join((section.__doc__ or "").replace("``", "`").split())
         rows = [
-            [f"`{field.name}.{setting.name}`", _kind(setting.type), _default(setting)]
+            [f"`{field.name}.{setting.name}`", _meaning(setting.type), _kind(setting.type), _default(setting)]
             for setting in msgspec.structs.fields(section)
         ]
-        sections.append(f"## [{field.name}]\n\n{words}\n\n" + table(["setting", "value", "default"], rows))
+        sections.append(f"## [{field.name}]\n\n{words}\n\n" + table(["setting", "meaning", "value", "default"], rows))
     return "\n".join(sections)
 
 
@@ -29,10 +29,14 @@ def _default(setting: msgspec.structs.FieldInfo) -> str:
     return f"`{str(setting.default).lower() if isinstance(setting.default, bool) else setting.default}`"
 
 
+def _meaning(kind: object) -> str:
+    return next(meta.description for meta in typing.get_args(kind)[1:] if meta.description is not None)
+
+
 def _kind(kind: object) -> str:
-    if typing.get_origin(kind) is typing.Literal:
-        return ", ".join(f"`{choice}`" for choice in typing.get_args(kind))
-    base, *limits = typing.get_args(kind) or (kind,)
+    base, *limits = typing.get_args(kind)
+    if typing.get_origin(base) is typing.Literal:
+        return ", ".join(f"`{choice}`" for choice in typing.get_args(base))
     names = {int: "integer", float: "number", bool: "`true` or `false`", str: "text"}
     bounds = [words for limit in limits if isinstance(limit, msgspec.Meta) for words in _bounds(limit)]
     return ", ".join([names[base], *bounds])

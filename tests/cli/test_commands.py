@@ -132,7 +132,7 @@ def test_a_dynamic_evaluation_says_which_one_it_replaces(trained: Path, tmp_path
     assert set(RunFolder.open(run).results["dynamic"]) & {"valid", "test"} == {"valid"}
     earlier = RunFolder.open(run).results["dynamic"]["valid"]["perplexity"]
     done = here("dynamic-eval", run, "--lr", "0.001")
-    said = f"in place of the dynamic evaluation of finetune with lr 0.003, lamb 0.02: valid {earlier:.2f}"
+    said = f"in place of the dynamic evaluation of finetune with lr 0.003: valid {earlier:.2f}"
     assert said in done.stderr.splitlines()
     assert said in (run / "log.txt").read_text(encoding="utf-8")
 
@@ -163,6 +163,11 @@ def test_dry_run_writes_nothing(small_text: Path, tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert result["parameters"] > 0
     assert result["configuration"]["train"]["batch"] == 6
+    assert not list(tmp_path.iterdir())
+    done = here(
+        "train", RECIPE, "--data", small_text, "--dry-run", "--json", "--workers", "2", "--out", tmp_path / "run"
+    )
+    assert json.loads(done.stdout)["parameters"] == result["parameters"], "said once, though of two workers"
     assert not list(tmp_path.iterdir())
 
 

@@ -97,6 +97,36 @@ def test_each_run_with_the_figures_of_its_last_stage(runs: Path) -> None:
     assert listed(runs / "whole")["whole"] == whole | {"age_s": pytest.approx(whole["age_s"], abs=60)}
 
 
+def test_an_exact_figure_is_exact_though_its_stage_has_not_ended(runs: Path, small_text: Path) -> None:
+    begun = runs / "begun"
+    [validation] = validations(begun, "train")
+    done = here("evaluate", begun, "--split", "valid", "--data", small_text, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    row, exact = listed(runs)["begun"], results_of(begun)["train"]["valid"]["perplexity"]
+    assert (row["valid_perplexity"], row["valid_is_exact"]) == (exact, True)
+    assert exact != validation["perplexity"]
+    from highrank.runs import RunFolder
+    from highrank.runs.tensors import model_tensors
+
+    run = RunFolder.open(begun)
+    run.save_best("train", model_tensors(run.load_model("train")))
+    row = listed(runs)["begun"]
+    assert (row["valid_perplexity"], row["valid_is_exact"]) == (validation["perplexity"], False)
+
+
+def test_what_was_measured_of_the_best_model_stays_when_the_stage_ends(runs: Path, small_text: Path) -> None:
+    begun = runs / "begun"
+    options = ["--data", small_text, "--device", "cpu"]
+    done = here("evaluate", begun, "--split", "test", *options)
+    assert done.returncode == 0, done.stderr
+    measured = results_of(begun)["train"]["test"]
+    still = ["--set", "train.lr=1e-30", "--out", begun, "--resume"]  # so that no better model is found
+    done = here("train", RECIPE, *SETTINGS, *options, *still)
+    assert done.returncode == 0, done.stderr
+    assert "valid_perplexity" in results_of(begun)["train"], "it has not come to its end"
+    assert results_of(begun)["train"]["test"] == measured
+
+
 def test_the_update_is_that_of_the_checkpoint(runs: Path) -> None:
     """Of a run that was stopped between two records, or killed after some that it will write again."""
     run = runs / "begun"
@@ -116,20 +146,15 @@ def test_the_update_is_that_of_the_checkpoint(runs: Path) -> None:
     assert listed(runs)["begun"]["updates"] is None
 
 
-def test_who_is_at_work_and_what_was_measured_too_early(runs: Path) -> None:
+def test_who_is_at_work_and_what_was_measured_so_far(runs: Path) -> None:
     run = runs / "begun"
     tempered = {"temperature": 1.1, "tuned_on": "valid", "test": {"perplexity": 499.0}}
-    early = {"train": {"valid": {"perplexity": 500.0}, "test": {"perplexity": 501.0}, "tempered": tempered}}
-    (run / "results.json").write_text(json.dumps(early))
-    os.utime(run / "results.json", (1, 1))  # before the best model so far
+    measured = {"train": {"test": {"perplexity": 501.0}, "tempered": tempered}}
+    (run / "results.json").write_text(json.dumps(measured))
     with at_work(run):
         row = listed(runs)["begun"]
-    assert row["state"] == "at work"
-    assert row["test_perplexity"] is None
+    assert (row["state"], row["test_perplexity"]) == ("at work", 501.0)
     assert row["valid_perplexity"] == validations(run, "train")[0]["perplexity"]
-    assert compared(run, runs / "whole")["runs"][0]["stages"]["train"]["tempered"] is None
-    os.utime(run / "results.json")
-    assert listed(runs)["begun"]["test_perplexity"] == 501.0
     known = {"temperature": 1.1, "tuned_on": "valid", "valid_perplexity": None, "test_perplexity": 499.0}
     assert compared(run, runs / "whole")["runs"][0]["stages"]["train"]["tempered"] == known
     assert "1.1, tuned on valid" in here("compare", run, runs / "whole").stdout

@@ -127,6 +127,21 @@ def test_in_half_precision_products_have_few_shapes(dtype: torch.dtype, monkeypa
 
 
 @every_reduction
+def test_rows_of_tokens_that_do_not_count_are_no_padding(reduction: str) -> None:
+    """Half precision, where rows come in few numbers: no NaN of an ignored token reaches the weight."""
+    problem = make_problem(200, components=4, features=128, classes=30, dtype=torch.bfloat16)
+    problem.prior_logits = problem.prior_logits * 16
+    problem.target[torch.arange(200) % 3 > 0] = -100
+    problem.context[torch.arange(200) % 3 > 0] = torch.nan
+    for min_posterior in (1e-3, 0.0):
+        answer = solve(problem, "chunked", reduction, options=LossOptions(min_posterior=min_posterior))
+        for name in ("context", "weight", "bias"):
+            gradient = answer.gradients[name]
+            assert gradient is not None
+            assert gradient.isfinite().all(), name
+
+
+@every_reduction
 def test_rows_of_tokens_that_do_not_count_are_left_out_exactly(reduction: str) -> None:
     problem = make_problem(60)
     problem.target[torch.arange(60) % 3 > 0] = -100

@@ -33,6 +33,33 @@ def test_a_whole_number_may_stand_for_a_real_one_but_not_the_other_way() -> None
         parse_config(MINIMAL, source="test", overrides=["train.batch=2.5"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.batch=x"], "--set: train.batch: expected int, got 'x'"),
+        (["train.lr=5,"], "--set: train.lr: expected float, got '5,'"),
+        (
+            ["train.batch=1e2"],
+            "--set: train.batch: expected int, got 100.0 (numbers are written as in TOML: 0.5, 1000)",
+        ),
+        (["train.schedule=5."], "--set: train.schedule: expected one of constant, linear, cosine, got '5.'"),
+        (["train.batch=7"], "--set: train.micro_batch: expected a divisor of train.batch 7, got 4"),
+        (["train.lr=5"], "recipe: train.micro_batch: expected a divisor of train.batch 6, got 4"),
+        ([], "recipe: train.micro_batch: expected a divisor of train.batch 6, got 4"),
+    ],
+)
+def test_what_is_wrong_is_said_of_where_it_comes_from(overrides: list[str], said: str) -> None:
+    batch = 6 if said.startswith("recipe") else 8
+    with pytest.raises(UserError) as error:
+        parse_config({**MINIMAL, "train": {"batch": batch, "micro_batch": 4}}, source="recipe", overrides=overrides)
+    assert str(error.value) == said
+
+
+def test_an_override_can_mend_what_the_recipe_has_wrong() -> None:
+    values = {**MINIMAL, "train": {"batch": 6, "micro_batch": 4}}
+    assert parse_config(values, source="recipe", overrides=["train.micro_batch=3"]).micro_batch == 3
+
+
 def test_the_corpus_must_be_named() -> None:
     with pytest.raises(UserError, match="corpus"):
         parse_config({"data": {}}, source="test")

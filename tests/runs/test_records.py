@@ -1,5 +1,6 @@
 """Records of a run as they are read again."""
 
+import json
 import os
 import shutil
 import tracemalloc
@@ -64,6 +65,8 @@ def test_results_go_with_the_model_that_they_are_of(
     def during(computed: Callable[..., Any]) -> Callable[..., Any]:
         def while_training_goes_on(*arguments: Any, **options: Any) -> Any:
             found = computed(*arguments, **options)
+            for tensor in tensors.values():
+                tensor += 0.25
             run.save_best("train", tensors)
             return found
 
@@ -86,6 +89,38 @@ def test_results_go_with_the_model_that_they_are_of(
     dynamic_evaluate_run(run, corpus, ("test",), dynamic_settings(run), stage="train", display=told)
     assert run.results["dynamic"] == {"stage": "finetune", "test": {"perplexity": 5.0}}
     assert told.messages == [not_recorded] * 3
+
+
+@pytest.mark.parametrize(
+    ("earlier", "said"),
+    [
+        ({"stage": "train", "test": {"tokens": 3}}, "train: no figures"),
+        ({"stage": "train", "settings": {"lr": "x"}, "test": {"perplexity": 5.0}}, "train: test 5.00"),
+        ({"stage": "train", "settings": [1], "valid": {"perplexity": 4.0}}, "train: valid 4.00"),
+        (
+            {"stage": "train", "settings": {"lr": 0.002, "lamb": 0.0, "epsilon": 1.0}, "test": {"perplexity": 5.0}},
+            "train with lamb 0, epsilon 1: test 5.00",
+        ),
+    ],
+)
+def test_whatever_dynamic_evaluation_is_replaced(
+    earlier: dict[str, Any], said: str, small_text: Path, tmp_path: Path
+) -> None:
+    corpus = load_corpus(small_text)
+    run, told = make_run(tmp_path / "run", corpus), Telling()
+    run.add_result("dynamic", earlier)
+    result = dynamic_evaluate_run(run, corpus, ("test",), dynamic_settings(run), display=told)
+    assert run.results["dynamic"]["test"] == result["test"]
+    assert told.messages == [f"in place of the dynamic evaluation of {said}"]
+
+
+def test_a_text_without_a_name_is_that_of_the_recipe(small_text: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", load_corpus(small_text))
+    facts = json.loads((run.path / "run.json").read_text())
+    facts["corpus"] |= {"name": None, "folder": str(tmp_path / "gone")}
+    (run.path / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="gone: not there any more; give the commands its new place with --data"):
+        corpus_of(RunFolder.open(run.path), None)
 
 
 def test_own_text_that_has_moved_is_not_looked_for_under_the_name_of_the_recipes_corpus(

@@ -155,6 +155,20 @@ def same_bits(run: Path, reference: Path) -> None:
     assert found.different == []
 
 
+def test_workers_started_by_nohup_outlive_their_terminal(alone: Setting, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which processes inherit
+    try:
+        process = begin(run, alone, 2)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    after_some_updates(process, run)
+    for each in (process.pid, *workers_of(process)):
+        os.kill(each, signal.SIGHUP)
+    done = ended(process, 60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_torchrun_starts_the_workers_again_after_a_loss(alone: Setting, tmp_path: Path) -> None:
     run = tmp_path / "run"
     inside = train_command(run, alone.text, *THREE, "--worker-timeout", str(TIMEOUT_S))[1:]

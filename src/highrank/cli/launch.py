@@ -51,6 +51,7 @@ def launch(command: Sequence[str], workers: int, *, after_loss: str = AFTER_LOSS
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        signals_to_handle=",".join(_passed_on()),
     )
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
     try:
@@ -64,6 +65,13 @@ def launch(command: Sequence[str], workers: int, *, after_loss: str = AFTER_LOSS
             print(f"highrank: {_what_failed(rank, failure.exitcode, failure.message, after_loss)}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 1
     return 0
+
+
+def _passed_on() -> Iterator[str]:
+    """The signals that are passed on to the workers: those that end this process, so not a hangup under nohup."""
+    for name in ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP"):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+            yield name
 
 
 @contextlib.contextmanager

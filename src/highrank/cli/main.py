@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(sys, name) is None:  # closed by who started us
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the end
     arguments = make_parser().parse_args(argv)
-    if getattr(arguments, "workers", 1) > 1 and not launched():
+    alone = getattr(arguments, "dry_run", False)  # which looks at the workers that were asked for, and starts none
+    if getattr(arguments, "workers", 1) > 1 and not alone and not launched():
         try:
             return launch(
                 ["-m", "highrank", *argv], arguments.workers, after_loss=getattr(arguments, "after_loss", AFTER_LOSS)

@@ -21,6 +21,7 @@ from highrank.files import explained, file_sha256, new_file, write_text
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
 from highrank.runs import RunFolder, parse_config, writing
+from highrank.runs.listing import dynamic_figures
 from highrank.runs.tensors import read_tensors, write_tensors
 from highrank.workers import ALONE, Workers
 
@@ -103,15 +104,15 @@ def dynamic_evaluate_run(
     """
     began = time.perf_counter()
     run.check_corpus(corpus)
+    part = corpus.tokens["valid"][:search_tokens]
+    if search_tokens and len(part) < 2:
+        raise UserError(f"search: expected two tokens of the validation text or more, got {len(part)}", exit_code=2)
     stage = stage or run.last_stage()
     stamp = run.model_stamp(stage)
     model = run.load_model(stage, device=device)
     statistics = cached_statistics(run, stage, model, corpus, settings, display)
     result: dict[str, Any] = {"run": str(run.path), "stage": stage}
     if search_tokens:
-        part = corpus.tokens["valid"][:search_tokens]
-        if len(part) < 2:
-            raise UserError(f"search: expected two tokens of the validation text or more, got {len(part)}", exit_code=2)
         trials = search_settings(model, part, statistics, settings, display=display)
         if trials[0].loss_nats == float("inf"):
             raise UserError(
@@ -139,17 +140,19 @@ def dynamic_evaluate_run(
             recorded = {name: value for name, value in result.items() if name != "run"}
             recorded["elapsed_s"] = round(elapsed_s, 3)
             is_there = run.add_result("dynamic", recorded, of=stamp, replace=not goes_on, notice=display.message)
-            if is_there and earlier and not goes_on:
-                _say_what_went(run, earlier, display)
+        if is_there and earlier and not goes_on:
+            _say_what_went(run, earlier, recorded, display)
     return result
 
 
-def _say_what_went(run: RunFolder, earlier: Mapping[str, Any], display: Display) -> None:
+def _say_what_went(run: RunFolder, earlier: Mapping[str, Any], now: Mapping[str, Any], display: Display) -> None:
     """A run has one dynamic evaluation; the figures of another model or other settings made room for it."""
-    known = earlier.get("settings", {})  # a file of an earlier version, or someone's hand, may lack them
-    settings = ", ".join(f"{name} {value:g}" for name in ("lr", "lamb") if (value := known.get(name)))
-    figures = ", ".join(f"{split} {earlier[split]['perplexity']:.2f}" for split in SPLITS if split in earlier)
-    said = f"in place of the dynamic evaluation of {earlier.get('stage')} with {settings}: {figures or 'no figures'}"
+    went, came = dynamic_figures(earlier), dynamic_figures(now)
+    other = [f"{name} {value:g}" for name, value in went.settings.items() if came.settings.get(name) != value]
+    figures = {"valid": went.valid_perplexity, "test": went.test_perplexity}
+    known = ", ".join(f"{split} {value:.2f}" for split, value in figures.items() if value is not None)
+    of = f"{went.stage} with {', '.join(other)}" if other else went.stage
+    said = f"in place of the dynamic evaluation of {of}: {known or 'no figures'}"
     run.log(said)
     display.message(said)
 

@@ -216,14 +216,17 @@ def _softmax_in_place(
 def _kept_rows(
     posterior_bK: Tensor, token_weight_b1: Tensor, min_posterior: float, features: int, step: int
 ) -> Tensor | None:
-    """The rows whose gradient counts, and others up to a multiple of ``step``; None where leaving out would not pay."""
+    """The rows whose gradient counts, and more of tokens that count up to a multiple of ``step``, if there are so many;
+    None where leaving out would not pay."""
     if posterior_bK.device.type != "cpu":  # their number would make the host wait
         return None
     # Written so that NaN is kept.
-    left_out_bK = (posterior_bK < min_posterior) | (token_weight_b1 == 0)
-    kept_R = left_out_bK.logical_not().view(-1).nonzero().squeeze(1)
+    small_bK, counts_b1 = posterior_bK < min_posterior, token_weight_b1 != 0
+    kept_R = (~small_bK & counts_b1).view(-1).nonzero().squeeze(1)
     if missing := -len(kept_R) % step:
-        kept_R = torch.cat([kept_R, left_out_bK.view(-1).nonzero().squeeze(1)[:missing]]).sort().values
+        spare_R = (small_bK & counts_b1).view(-1).nonzero().squeeze(1)[:missing]
+        if len(spare_R) == missing:
+            kept_R = torch.cat([kept_R, spare_R]).sort().values
     left_out = posterior_bK.numel() - len(kept_R)
     return kept_R if 4 * features * left_out > OPERATIONS_A_MOVE * len(kept_R) else None
 

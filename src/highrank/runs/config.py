@@ -29,14 +29,18 @@ __all__ = [
 ]
 
 # The upper ends keep sizes computed from them within 64 bits, and leave room for anything that a machine can hold.
-Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+MOST = 2**31 - 1
+Count = Annotated[int, Meta(ge=1, le=MOST)]
+CountOrZero = Annotated[int, Meta(ge=0, le=MOST)]
+Tokens = Annotated[int, Meta(ge=0, le=2**53)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Width = Annotated[int, Meta(ge=1, le=1_000_000)]
 Layers = Annotated[int, Meta(ge=1, le=100)]
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Probability = Annotated[float, Meta(ge=0, lt=1)]
+Head = Literal["softmax", "mixture-of-contexts", "mixture-of-softmaxes"]
+
 
 TOML_LIMIT_BYTES = 1 << 16
 MOST_DOTS = 200
@@ -44,113 +48,118 @@ MARK = re.compile(r"# (\d{1,6}) settings;")
 LAST_UNMARKED = "dynamic.mean_square"  # with which files ended that do not say how many settings they hold
 
 
+def Says(meaning: str) -> Meta:  # noqa: N802 - it stands where a type does
+    """What a setting means, for the reference (docs/settings.md)."""
+    return Meta(description=meaning)
+
+
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=False):
     """A part of the configuration; unknown keys are refused."""
 
 
 class DataSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """corpus: a name that ``highrank data list`` knows, or of a folder of ``HIGHRANK_DATA``; ``--data`` overrides it.
-    train_tokens, heldout_tokens: use only the first so many tokens of the training text, and of the validation and the
-    test text (0: all); the vocabulary is that of the whole corpus."""
+    """The text. The vocabulary is that of the whole corpus, however little of it is used."""
 
-    corpus: str
-    train_tokens: Annotated[int, Meta(ge=0, le=2**53)] = 0
-    heldout_tokens: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    corpus: Annotated[
+        str, Says("a name that `highrank data list` knows, or of a folder of `HIGHRANK_DATA`; `--data` overrides it")
+    ]
+    train_tokens: Annotated[Tokens, Says("only the first so many of the training text; 0: all")] = 0
+    heldout_tokens: Annotated[Tokens, Says("only the first so many of the validation and of the test text; 0: all")] = 0
 
 
 class ModelSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Sizes. The output embedding has ``embedding_features``, tied to the input embedding if ``tied``.
+    """Sizes. A softmax over a last layer of another width than the embedding gets the tanh projection of the
+    mixtures."""
 
-    ``num_components`` counts the softmaxes (or contexts) of a mixture; the head ``softmax`` ignores it. A softmax over
-    a last layer of another width than the embedding gets the tanh projection of the mixtures. ``embedding_init``: the
-    paper's embedding begins uniform in +-0.1; "log-counts" gives these vectors norms that follow the logarithms of the
-    words' counts in the training text."""
-
-    head: Literal["softmax", "mixture-of-contexts", "mixture-of-softmaxes"] = "mixture-of-softmaxes"
-    num_components: Width = 15
-    embedding_features: Width = 280
-    hidden_features: Width = 960
-    last_hidden_features: Width = 620
-    num_layers: Layers = 3
-    tied: bool = True
-    embedding_init: Literal["uniform", "log-counts"] = "uniform"
+    head: Annotated[Head, Says("what turns the last hidden state into probabilities")] = "mixture-of-softmaxes"
+    num_components: Annotated[Width, Says("softmaxes, or contexts, of the mixture; `softmax` ignores it")] = 15
+    embedding_features: Annotated[Width, Says("width of input and output embedding and of the contexts, D")] = 280
+    hidden_features: Annotated[Width, Says("width of the LSTM layers but the last")] = 960
+    last_hidden_features: Annotated[Width, Says("width of the last LSTM layer")] = 620
+    num_layers: Annotated[Layers, Says("LSTM layers")] = 3
+    tied: Annotated[bool, Says("is the output embedding the input embedding too?")] = True
+    embedding_init: Annotated[
+        Literal["uniform", "log-counts"],
+        Says("the paper's, within 0.1 of zero; or vectors whose norms follow log(1 + count of the word)"),
+    ] = "uniform"
 
 
 class DropoutSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Probabilities: of word types (embedding), of the embedded input, between layers (hidden), of the last layer's
-    output, of the contexts, of single hidden-to-hidden weights (weight)."""
+    """Probabilities of being dropped. One mask a segment, the same at every time step."""
 
-    embedding: Probability = 0.1
-    input: Probability = 0.4
-    hidden: Probability = 0.225
-    output: Probability = 0.4
-    context: Probability = 0.29
-    weight: Probability = 0.5
+    embedding: Annotated[Probability, Says("whole word types")] = 0.1
+    input: Annotated[Probability, Says("features of the embedded input")] = 0.4
+    hidden: Annotated[Probability, Says("features between LSTM layers")] = 0.225
+    output: Annotated[Probability, Says("features of the last layer's output")] = 0.4
+    context: Annotated[Probability, Says("features of the context vectors")] = 0.29
+    weight: Annotated[Probability, Says("single hidden-to-hidden weights (DropConnect)")] = 0.5
 
 
 class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """batch columns, walked in micro-batches of ``micro_batch`` columns (0: all at once); segments of about ``bptt``;
-    ``lr`` for a segment of length bptt; gradient norm clipped at ``clip``; ``alpha`` and ``beta`` weigh the activation
-    and temporal activation penalties; averaging starts when the validation loss is above the best of all but the last
-    ``nonmono`` values, or at ``average_from`` (an epoch; 0: never by date). ``min_posterior`` is the loss's posterior
-    filter (0: only what is below rounding; see ``highrank.LossOptions``).
+    """The defaults are the paper's for Penn Treebank: SGD at a constant rate, with an even average of the weights once
+    validation stalls."""
 
-    The paper's recipe is "sgd" at a constant rate with an even average. ``lr`` is the peak of a ``schedule`` over all
-    ``epochs``, reached after the share ``warmup`` of them. In the average of the weights those of the k-th update count
-    about k^``average_power``: late ones more than early ones above 0. With ``partial_shuffle`` each column begins at
-    another token in every epoch.
-
-    With the ``precision`` "bfloat16" the head's matrix products are of numbers rounded to it (on a GPU those of the
-    recurrence too). Weights and sums stay in float32, and so does all evaluation. ``recurrence``: who computes the
-    recurrence in training, PyTorch (on a GPU cuDNN), or a kernel of highrank's for NVIDIA GPUs, which asks for
-    bfloat16. ``cuda_graphs``: on an NVIDIA GPU the passes of an update are recorded, one for each length of a segment,
-    and replayed: the same bits in less time of the host's."""
-
-    seed: Seed = 1111
-    epochs: Count = 1000
-    batch: Count = 12
-    micro_batch: CountOrZero = 0
-    bptt: Annotated[int, Meta(ge=5, le=2**31 - 1)] = 70
-    max_length_delta: CountOrZero = 40
-    partial_shuffle: bool = False
-    optimizer: Literal["sgd", "adamw", "rmsprop"] = "sgd"
-    lr: Positive = 20.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: Probability = 0.0
-    clip: Positive = 0.25
-    weight_decay: NotNegative = 1.2e-6
-    alpha: NotNegative = 2.0
-    beta: NotNegative = 1.0
-    nonmono: Count = 5
-    average_from: CountOrZero = 0
-    average_power: Annotated[float, Meta(ge=0, le=1000)] = 0.0
-    min_posterior: Probability = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
-    recurrence: Literal["torch", "triton"] = "torch"
-    cuda_graphs: bool = False
-    valid_batch: Count = 10
+    seed: Annotated[Seed, Says("of every random draw")] = 1111
+    epochs: Annotated[Count, Says("passes over the training text")] = 1000
+    batch: Annotated[Count, Says("columns that the text is cut into; an update is of one segment of each")] = 12
+    micro_batch: Annotated[CountOrZero, Says("columns in memory at once, a divisor of `batch`; 0: all")] = 0
+    bptt: Annotated[int, Meta(ge=5, le=MOST), Says("time steps of a segment, about: drawn anew for each")] = 70
+    max_length_delta: Annotated[CountOrZero, Says("a segment has at most so many steps more than `bptt`")] = 40
+    partial_shuffle: Annotated[bool, Says("begin each column at another token in every epoch")] = False
+    optimizer: Annotated[Literal["sgd", "adamw", "rmsprop"], Says("RMSProp is Adam with beta1 = 0")] = "sgd"
+    lr: Annotated[Positive, Says("learning rate for a segment of `bptt` steps; the peak of a schedule")] = 20.0
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine"], Says("how the rate falls to zero over all `epochs`, if it does")
+    ] = "constant"
+    warmup: Annotated[Probability, Says("share of all updates in which the rate rises to its peak")] = 0.0
+    clip: Annotated[Positive, Says("largest norm of the gradient")] = 0.25
+    weight_decay: Annotated[
+        NotNegative, Says("as the optimizer has it: in SGD a gradient of so many times the weight")
+    ] = 1.2e-6
+    alpha: Annotated[NotNegative, Says("weight of the activation penalty: mean square of the dropped output")] = 2.0
+    beta: Annotated[NotNegative, Says("weight of the temporal one: mean square of its change in a step")] = 1.0
+    nonmono: Annotated[
+        Count, Says("averaging starts when a validation loss is above the best of all but the last so many")
+    ] = 5
+    average_from: Annotated[CountOrZero, Says("or at this epoch; 0: by the validation loss only")] = 0
+    average_power: Annotated[
+        float, Meta(ge=0, le=1000), Says("weights of the k-th averaged update count about k to this power; 0: alike")
+    ] = 0.0
+    min_posterior: Annotated[
+        Probability, Says("the loss's posterior filter, `highrank.LossOptions`; 0: only what is below rounding")
+    ] = 0.0
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        Says("of what the head's products multiply, on a GPU the recurrence's too; weights and sums stay in float32"),
+    ] = "float32"
+    recurrence: Annotated[
+        Literal["torch", "triton"],
+        Says("who computes it: PyTorch (on a GPU cuDNN), or our kernels for NVIDIA GPUs, which need bfloat16"),
+    ] = "torch"
+    cuda_graphs: Annotated[
+        bool,
+        Says("on an NVIDIA GPU: record an update once for each length of a segment and replay it, to the same bits"),
+    ] = False
+    valid_batch: Annotated[Count, Says("columns of the validations during training")] = 10
 
 
 class FinetuneSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Averaged SGD from the best trained model on, until the validation loss is above the best of all but the last
-    ``nonmono`` values. All else as in training, the optimizer too, whose rate ``lr`` then is."""
+    """Averaged from its first update on, from the best trained model. All else as in training, the optimizer too."""
 
-    epochs: Count = 1000
-    lr: Positive = 25.0
-    nonmono: Count = 5
+    epochs: Annotated[Count, Says("passes over the training text at most")] = 1000
+    lr: Annotated[Positive, Says("learning rate, of the same optimizer")] = 25.0
+    nonmono: Annotated[Count, Says("it ends when a validation loss is above the best of all but the last so many")] = 5
 
 
 class DynamicSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Dynamic evaluation: decay towards the trained weights (lamb), learning rate, floor of the divisor (epsilon),
-    segment length (bptt), columns of the statistics pass (batch), root of the mean instead of the sum of squared
-    gradients (mean_square)."""
+    """Dynamic evaluation, which learns from the text that it has scored."""
 
-    lamb: NotNegative = 0.02
-    lr: NotNegative = 0.002
-    epsilon: Positive = 0.001
-    bptt: Count = 5
-    batch: Count = 100
-    mean_square: bool = False
+    lamb: Annotated[NotNegative, Says("decay towards the trained weights")] = 0.02
+    lr: Annotated[NotNegative, Says("learning rate")] = 0.002
+    epsilon: Annotated[Positive, Says("added to the divisor, the root of a weight's squared gradients")] = 0.001
+    bptt: Annotated[Count, Says("tokens of a segment: scored, then learned from")] = 5
+    batch: Annotated[Count, Says("columns of the pass over the training text that sums squared gradients")] = 100
+    mean_square: Annotated[bool, Says("divide by the root of their mean instead of that of their sum")] = False
 
 
 class Config(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -198,14 +207,21 @@ def parse_config(values: Mapping[str, Any], *, source: str, overrides: Iterable[
     """
     merged = {name: dict(section) if isinstance(section, Mapping) else section for name, section in values.items()}
     _refuse_unknown(merged, source)
-    asked = {_apply(merged, override) for override in overrides}
+    for override in overrides:
+        _apply(merged, override)
     _refuse_unknown(merged, "--set")
+    config = _converted(merged)
+    if isinstance(config, str):
+        raise UserError(f"{source if config == _converted(values) else '--set'}: {config}", exit_code=2)
+    return config
+
+
+def _converted(values: Mapping[str, Any]) -> Config | str:
+    """Or what is wrong."""
     try:
-        return msgspec.convert(merged, Config)
+        return msgspec.convert(values, Config)
     except (msgspec.ValidationError, ValueError) as error:
-        explained = _explained(error, merged)
-        where = "--set" if explained.partition(":")[0] in asked else source
-        raise UserError(f"{where}: {explained}", exit_code=2) from error
+        return _explained(error, values)
 
 
 def read_config(path: Path, *, overrides: Iterable[str] = ()) -> Config:
@@ -287,8 +303,7 @@ def _from_toml(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _apply(values: dict[str, Any], override: str) -> str:
-    """Returns the ``section.key`` that it sets."""
+def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
     if not (equals and dot and name):
@@ -303,7 +318,6 @@ def _apply(values: dict[str, Any], override: str) -> str:
         ) from error
     # A bare word is a string, and so is what TOML takes for more than one value.
     values.setdefault(section, {})[name] = parsed["value"] if len(parsed) == 1 else text.strip()
-    return f"{section}.{name}"
 
 
 def _refuse_unknown(values: Mapping[str, Any], source: str) -> None:
@@ -334,7 +348,8 @@ def _explained(error: Exception, values: Mapping[str, Any]) -> str:
         return " ".join(str(error).split())
     if expected.startswith("Invalid enum value"):
         field_type = {field.name: field.type for field in msgspec.structs.fields(_section_types()[section])}[name]
-        expected = f"expected one of {', '.join(get_args(field_type))}"
+        choices, *_ = get_args(field_type)  # of Annotated[Literal[...], ...]
+        expected = f"expected one of {', '.join(get_args(choices))}"
     expected = expected.partition(", got")[0].replace("Expected", "expected").replace("`", "")
     value = values[section][name]
     hint = " (numbers are written as in TOML: 0.5, 1000)" if _meant_as_number(value, expected) else ""
@@ -346,7 +361,11 @@ def _meant_as_number(value: object, expected: str) -> bool:
     if isinstance(value, float):
         return value.is_integer() and expected.startswith("expected int")
     try:
-        return isinstance(value, str) and expected.startswith("expected") and math.isfinite(float(value))
+        return (
+            isinstance(value, str)
+            and expected.startswith(("expected int", "expected float"))
+            and math.isfinite(float(value))
+        )
     except ValueError:
         return False
 

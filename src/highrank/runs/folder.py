@@ -6,6 +6,7 @@ train/  finetune/                           model.safetensors (the best so far) 
 .lock  .lock-holder  .writing               who is at work (lock.py)
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -23,13 +24,13 @@ from highrank import __version__
 from highrank.data import Corpus, Vocabulary, is_published
 from highrank.data.catalog import present_folder
 from highrank.errors import UserError
-from highrank.files import append_line, explained, new_file, new_folder, remove_leftovers, write_text
+from highrank.files import append_line, explained, file_sha256, new_file, new_folder, remove_leftovers, write_text
 from highrank.models import LanguageModel
 from highrank.progress import SILENT
 from highrank.runs.build import build_model
 from highrank.runs.config import Config, changed_settings, read_whole_config, to_whole_toml
 from highrank.runs.lock import writing
-from highrank.runs.records import STAGES, best_model_path, read_facts, read_metrics, read_results
+from highrank.runs.records import STAGES, best_model_path, corpus_name, read_facts, read_metrics, read_results
 from highrank.runs.tensors import put_model_tensors, read_tensors, write_tensors
 from highrank.runs.verify import written_differently
 from highrank.workers import ALONE, Workers
@@ -38,10 +39,10 @@ __all__ = ["ModelStamp", "RunFolder", "TrainedModel", "load"]
 
 
 class ModelStamp(NamedTuple):
-    """What tells the best model of a stage from those before and after it: the file, or None where there is none."""
+    """Which best model of a stage a result is of."""
 
     stage: str
-    file: tuple[int, int] | None
+    sha256: str | None  # of its file; None where there is none
 
 
 class TrainedModel(NamedTuple):
@@ -133,22 +134,19 @@ class RunFolder:
         before go with it."""
         path = self.best_model_path(stage)
         self.begin_stage(stage)
-        # Held from before the results of the model before go until it has gone: none is added between.
-        with writing(self.path), explained(path), new_file(path) as temporary:
+        with contextlib.ExitStack() as until_replaced, explained(path), new_file(path) as temporary:
             write_tensors(temporary, tensors)
             if difference := written_differently(temporary, tensors):
                 raise UserError(
                     f"{path}: is not on the disk as it was written ({difference}); the one before it stands. "
                     "The disk, or what lies between, may be failing"
                 )
-            of_the_one_before = [name for name, result in self.results.items() if stage in (name, result.get("stage"))]
-            if of_the_one_before:
-                self.forget_results(*of_the_one_before)
+            until_replaced.enter_context(writing(self.path))  # no result of the one before is added now
+            self.forget_results_of(stage)
 
     def model_stamp(self, stage: str) -> ModelStamp:
         path = self.best_model_path(stage)
-        found = path.stat() if path.exists() else None
-        return ModelStamp(stage, None if found is None else (found.st_ino, found.st_mtime_ns))
+        return ModelStamp(stage, file_sha256(path) if path.exists() else None)
 
     def check_best(self, stage: str) -> None:
         """Raises UserError if the best model so far, of which no checkpoint has a copy, cannot be read."""
@@ -194,8 +192,7 @@ class RunFolder:
 
         Raises UserError if it is in neither.
         """
-        recorded = self.facts.get("corpus", {})
-        name, known = recorded.get("name", self.config.data.corpus), recorded.get("folder")
+        name, known = corpus_name(self.facts, self.config), self.facts.get("corpus", {}).get("folder")
         folder = Path(known) if known is not None and os.path.isdir(known) else present_folder(name)
         if folder is None:
             raise UserError(f"{known or name}: not there any more; give the commands its new place with --data")
@@ -255,9 +252,17 @@ class RunFolder:
             notice(said)
         return replace(self, config=config)
 
+    def forget_results_of(self, stage: str) -> None:
+        """Of its model, whatever they are of it."""
+        with writing(self.path):
+            self.forget_results(*(name for name, of in self.results.items() if stage in (name, of.get("stage"))))
+
     def forget_results(self, *names: str) -> None:
         with writing(self.path):
-            self._write_results({name: result for name, result in self.results.items() if name not in names})
+            results = self.results
+            kept = {name: result for name, result in results.items() if name not in names}
+            if kept != results:
+                self._write_results(kept)
 
     def add_result(
         self,
@@ -273,13 +278,14 @@ class RunFolder:
         One ``of`` a model is left out, and ``notice`` told so, if training has found a better one of its stage since.
         """
         with writing(self.path):
-            if of is not None and of != self.model_stamp(of.stage):
-                notice(f"not recorded: {self.path} has a newer model of {of.stage} than the one that was evaluated")
-                return False
-            results = self.results
-            earlier = {} if replace else results.get(name, {})
-            self._write_results({**results, name: {**earlier, **result}})
-        return True
+            is_of_the_best = of is None or of == self.model_stamp(of.stage)
+            if is_of_the_best:
+                results = self.results
+                earlier = {} if replace else results.get(name, {})
+                self._write_results({**results, name: {**earlier, **result}})
+        if of is not None and not is_of_the_best:
+            notice(f"not recorded: {self.path} has a newer model of {of.stage} than the one that was evaluated")
+        return is_of_the_best
 
     def _write_results(self, results: Mapping[str, Any]) -> None:
         path = self.path / "results.json"

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from highrank.runs.records import (
     STAGES,
     best_model_path,
     checkpoint_folders,
+    corpus_name,
     model_size,
     read_facts,
     read_metrics,
@@ -31,6 +32,7 @@ __all__ = [
     "RunSummary",
     "StageFigures",
     "TemperedFigures",
+    "dynamic_figures",
     "find_runs",
     "is_run",
     "summarise",
@@ -112,7 +114,7 @@ class RunSummary:
 
     @property
     def corpus(self) -> str:
-        return self.facts.get("corpus", {}).get("name") or self.config.data.corpus
+        return corpus_name(self.facts, self.config)
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,14 @@ def _summary(run: Path) -> RunSummary:
         state = "finished"
     parameters = model_size(best_model_path(run, models[-1])) if models else None
     return RunSummary(
-        run, config, facts, state, stages, _dynamic(results.get("dynamic")), parameters, max(_times(run, CHANGING))
+        run,
+        config,
+        facts,
+        state,
+        stages,
+        dynamic_figures(results["dynamic"]) if "dynamic" in results else None,
+        parameters,
+        max(_times(run, CHANGING)),
     )
 
 
@@ -190,15 +199,12 @@ def _stage_figures(
 ) -> StageFigures:
     finished = "valid_perplexity" in result  # it is recorded at the end; evaluations may come earlier
     valid, test = _both_splits(result)
-    is_exact = finished and valid is not None
-    tempered = tempered_figures(result)
-    if finished:
-        valid = valid or _number(result["valid_perplexity"])
-    elif records:
+    is_exact = valid is not None
+    if finished and valid is None:
+        valid = _number(result["valid_perplexity"])
+    elif valid is None:
         validations = [_number(r.get("perplexity")) for r in records if r["event"] == "validation"]
         valid = min((value for value in validations if value is not None), default=None)
-        if min(_times(run, ["results.json"]), default=0) < max(_times(run, [f"{stage}/model.safetensors"]), default=0):
-            test = tempered = None  # they were measured on an earlier model
     last = records[-1] if records else {}
     saved = read_standing(run, stage)
     if saved is not None and not (held and last.get("step", 0) > saved.step):
@@ -213,11 +219,11 @@ def _stage_figures(
         valid_is_exact=None if valid is None else is_exact,
         test_perplexity=test,
         elapsed_s=_number(result.get("elapsed_s") if finished else last.get("elapsed_s")),
-        tempered=tempered,
+        tempered=tempered_figures(result),
     )
 
 
-def tempered_figures(result: dict[str, Any]) -> TemperedFigures | None:
+def tempered_figures(result: Mapping[str, Any]) -> TemperedFigures | None:
     """From what results.json has of a stage."""
     found = result.get("tempered")
     if found is None or _number(found["temperature"]) is None:
@@ -225,9 +231,8 @@ def tempered_figures(result: dict[str, Any]) -> TemperedFigures | None:
     return TemperedFigures(found["temperature"], found.get("tuned_on"), *_both_splits(found))
 
 
-def _dynamic(result: dict[str, Any] | None) -> DynamicFigures | None:
-    if result is None:
-        return None
+def dynamic_figures(result: Mapping[str, Any]) -> DynamicFigures:
+    """From what results.json has of the dynamic evaluation."""
     valid, test = _both_splits(result)
     settings = result.get("settings")
     known = settings.items() if isinstance(settings, dict) else ()
@@ -235,7 +240,7 @@ def _dynamic(result: dict[str, Any] | None) -> DynamicFigures | None:
     return DynamicFigures(str(result.get("stage")), valid, test, _number(result.get("elapsed_s")), numbers)
 
 
-def _both_splits(result: dict[str, Any]) -> tuple[float | None, float | None]:
+def _both_splits(result: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Perplexity on validation and test text, None where it was not measured."""
     valid, test = (_number(result.get(split, {}).get("perplexity")) for split in ("valid", "test"))
     return valid, test

@@ -7,6 +7,7 @@ train/  finetune/                           of the best model only its sizes, of
 import contextlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +16,14 @@ import safetensors
 
 from highrank.errors import UserError
 from highrank.reading import check_safetensors_header, file_size, read_json
+from highrank.runs.config import Config
 
 __all__ = [
     "STAGES",
     "Standing",
     "best_model_path",
     "checkpoint_folders",
+    "corpus_name",
     "has_ended",
     "model_size",
     "read_facts",
@@ -123,6 +126,12 @@ def model_size(path: Path) -> int:
 def read_facts(run: Path) -> dict[str, Any]:
     """What run.json holds: versions, command, machine, corpus."""
     return _read_checked(run / "run.json", Facts)
+
+
+def corpus_name(facts: Mapping[str, Any], config: Config) -> str:
+    """Of the run's text, which need not be the one that its recipe is about."""
+    name: str | None = facts.get("corpus", {}).get("name")
+    return name or config.data.corpus
 
 
 def read_results(run: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The first Ctrl-C, SIGTERM or end of the terminal asks the loop to save and stop; a second one stops at once."""
+"""The first Ctrl-C, SIGTERM or end of the terminal asks the loop to save and stop; a second of the first two stops at
+once."""
 
 import signal
 from collections.abc import Iterator
@@ -35,7 +36,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
     def ask(signal_number: int, frame: FrameType | None) -> None:
         request.signal_number = signal_number
         for number in before:
-            signal.signal(number, signal.SIG_DFL)  # the next one ends the process
+            # The next one ends the process; but a closed terminal's comes twice, from the shell and from the kernel.
+            signal.signal(number, signal.SIG_IGN if number == HANGUP else signal.SIG_DFL)
 
     try:
         for number in STOPPING:

@@ -216,8 +216,7 @@ def _forget_all(run: RunFolder, stage: str) -> None:
     """What is left of a stage that begins anew, because its folder was removed or it was killed before it saved."""
     if (run.path / "metrics.jsonl").exists():  # else it comes with the first record
         run.forget_metrics_after(stage, 0, 0)
-    if stage in run.results:
-        run.forget_results(stage, "dynamic")
+    run.forget_results_of(stage)
 
 
 def _restore(

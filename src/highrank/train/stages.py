@@ -14,9 +14,9 @@ from msgspec.structs import replace
 from highrank.data import Corpus, find_corpus, is_published, load_corpus
 from highrank.errors import UserError
 from highrank.progress import SILENT, Display
-from highrank.runs import STAGES, Config, RunFolder, at_work, parse_config, writing
+from highrank.runs import STAGES, Config, RunFolder, at_work, parse_config
 from highrank.runs.config import changed_settings
-from highrank.runs.records import has_ended
+from highrank.runs.records import corpus_name, has_ended
 from highrank.train.loop import check_can_go_on, check_device, check_workers, train_stage, training_columns
 from highrank.workers import ALONE, Workers
 
@@ -56,7 +56,7 @@ def corpus_of(run: RunFolder, data: str | None, *, display: Display = SILENT) ->
         try:
             data = str(run.text_folder())
         except UserError:
-            if run.facts["corpus"].get("name", run.config.data.corpus) != "kjv":  # which can be built again
+            if corpus_name(run.facts, run.config) != "kjv":  # which can be built again
                 raise
     corpus = corpus_for(run.config, data, display=display)
     run.check_corpus(corpus)
@@ -104,7 +104,9 @@ def open_or_create(
     if overrides is not None:
         values = msgspec.to_builtins(begun)
         asked = _with_what_may_change(begun, parse_config(values, source=str(path), overrides=overrides))
-        if kept := changed_settings(asked, config):
+        # Of a stage that has ended nothing can be changed, with --set or without.
+        ended = {stage: getattr(asked, stage) for stage in STAGES if has_ended(path, stage)}
+        if kept := changed_settings(asked, replace(config, **ended)):
             stays = ", ".join(f"{name} stays {value} (the recipe has {other})" for name, (value, other) in kept.items())
             notice(f"{stays}: --set changes what a run was started with")
         config = asked
@@ -200,13 +202,5 @@ def _stage(run: RunFolder, stage: str, corpus: Corpus, machine: Machine, resume:
         display=machine.display,
         workers=machine.workers,
     )
-    machine.workers.first(lambda: _record(run, stage, figures))
+    machine.workers.first(lambda: run.add_result(stage, figures))
     return figures
-
-
-def _record(run: RunFolder, stage: str, figures: dict[str, Any]) -> None:
-    with writing(run.path):
-        same_model = run.results.get(stage, {}).get("valid_loss_nats") == figures["valid_loss_nats"]
-        if not same_model:  # evaluations of an earlier model of this stage no longer hold
-            run.forget_results(stage, "dynamic")
-        run.add_result(stage, figures)
