@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from highrank import __version__
+from highrank.errors import UserError
 from highrank.files import write_text
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 RESULTS = Path(__file__).parent / "results"
+
+MADE = "made"  # what a worker says before its first call
 
 Environment = Mapping[str, str | None]  # variables of a process; None: not set
 
@@ -114,7 +117,8 @@ class Worker:
 
     def _wait_until_made(self) -> None:
         if not self._is_made:
-            self._connection.recv()
+            if (found := self._connection.recv()) != MADE:
+                sys.exit(str(found))  # what its user can mend: a folder that is not there
             self._is_made = True
 
     def __call__(self) -> Any:
@@ -147,8 +151,12 @@ class Worker:
 
 
 def _serve(make: Callable[[], Callable[[], object]], connection: Any) -> None:
-    call = make()
-    connection.send("made")
+    try:
+        call = make()
+    except UserError as error:
+        connection.send(str(error))
+        return
+    connection.send(MADE)
     while connection.recv() == "call":
         connection.send(call())
     if torch.cuda.is_initialized():

@@ -4,7 +4,10 @@ import os
 import time
 from collections.abc import Callable
 
+import pytest
+
 from benchmarks.harness import Worker
+from highrank.errors import UserError
 
 
 def make_fast() -> Callable[[], int]:
@@ -17,6 +20,15 @@ def make_broken() -> Callable[[], object]:
 
 def make_endless() -> Callable[[], object]:
     return lambda: time.sleep(600)
+
+
+def make_nothing_here() -> Callable[[], object]:
+    raise UserError("penn: not there")
+
+
+def test_what_a_user_can_mend_is_one_line() -> None:
+    with pytest.raises(SystemExit, match=r"^penn: not there$"):
+        Worker(make_nothing_here)()
 
 
 def test_a_first_call_says_why_it_fails() -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from benchmarks.processes import here, one_line
 from highrank import load
-from highrank.runs import RunFolder, cost
+from highrank.runs import RunFolder, cost, find_recipe, recipe_names
 from highrank.runs.cost import estimate
 from highrank.train.stages import corpus_for
 
@@ -214,10 +215,17 @@ def test_dry_run_knows_the_updates_of_the_first_epoch(
     assert estimate(config, corpus)["updates_per_epoch"] == pytest.approx(updates, rel=0.1)
 
 
-def test_the_papers_sizes(corpora: Path) -> None:
-    for recipe, parameters in (("penn", 21_500_620), ("wikitext-2", 34_909_528)):
-        done = highrank("train", recipe, "--data", corpora / recipe, "--dry-run", "--json")
-        assert json.loads(done.stdout)["parameters"] == parameters
+@pytest.mark.parametrize("recipe", [name for name in recipe_names() if name.startswith(("penn", "wikitext-2"))])
+def test_the_papers_sizes(recipe: str, corpora: Path) -> None:
+    """And what recipes promise of them."""
+    folder = corpora / ("penn" if recipe.startswith("penn") else "wikitext-2")
+    said = json.loads(here("train", recipe, "--data", folder, "--dry-run", "--json").stdout)
+    parameters = {"penn": 21_500_620, "wikitext-2": 34_909_528}.get(recipe, said["parameters"])
+    assert said["parameters"] == parameters
+    memory = tomllib.loads(find_recipe(recipe).read_text())["promise"]["memory"]
+    if "the estimate of --dry-run" in memory:
+        assert f"about {said['memory_bytes']['total'] / 1e9:.1f} GB" in memory
+        assert f"{parameters:,} parameters" in memory
 
 
 @pytest.mark.parametrize(
