@@ -66,12 +66,12 @@ def main() -> None:
     arguments = parser.parse_args()
     # Each in a process of its own: ours in the environment that the command line sets, the textbook as PyTorch comes.
     as_it_comes, alone = environments()
-    of_each = {"highrank": alone, "textbook": as_it_comes, "textbook, our environment": alone}
+    of_each = {"highrank": alone, "textbook": as_it_comes}
     workers = {
         name: Worker(
             partial(
                 make_walk,
-                name.partition(",")[0],
+                name,
                 arguments.recipe,
                 arguments.data,
                 arguments.segments,

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Worker, environments, in_turn, peak_rss_bytes, save, summary
+from benchmarks.harness import LARGE_PAGES, Worker, environments, in_turn, peak_rss_bytes, save, summary
 from benchmarks.textbook import TextbookModel, accumulated_step, textbook_model
 from highrank.data import find_corpus, load_corpus
 from highrank.data.batches import Columns
@@ -47,7 +47,9 @@ OURS_ON_A_GPU |= {
     name.replace("highrank", "highrank, one softmax"): ("model.head=softmax", *settings)
     for name, settings in OURS_ON_A_GPU.items()
 }
-TEXTBOOK = ("textbook", "textbook, our environment")
+# On a CPU: the same with large pages.
+OURS_ON_A_CPU = {"highrank, large pages": ()}
+TEXTBOOK, TEXTBOOK_IN_LARGE_PAGES = "textbook", "textbook, large pages"
 TEXTBOOK_EPSILON = 1e-8  # inside the original's logarithm
 
 
@@ -106,8 +108,8 @@ def textbook_step(model: TextbookModel, config: Config, columns: Columns) -> Ste
 
 
 def make_step(candidate: str, recipe: str, data: str | None, device: str = "cpu") -> Callable[[], float]:
-    """What takes ``STEPS_A_CALL`` steps and returns the last one's loss; ``candidate``: one of ours or of TEXTBOOK."""
-    ours = OURS | OURS_ON_A_GPU
+    """What takes ``STEPS_A_CALL`` steps and returns the last one's loss; ``candidate``: one of ours, or a textbook."""
+    ours = OURS | OURS_ON_A_CPU | OURS_ON_A_GPU
     config = read_config(find_recipe(recipe), overrides=ours.get(candidate, ()))
     corpus = load_corpus(find_corpus(config.data.corpus, data))
     columns = Columns(corpus.tokens["train"], config.train.batch)
@@ -139,13 +141,14 @@ def main() -> int:
     arguments = parser.parse_args()
 
     # Each in a process of its own, for its own memory and environment: ours as the command line sets it, the textbook
-    # as PyTorch comes, and, to show what the environment alone does, the textbook in ours.
+    # as PyTorch comes.
     as_it_comes, alone = environments()
-    textbook, textbook_in_ours = TEXTBOOK
     on = torch.device(arguments.device).type
-    ours = OURS | (OURS_ON_A_GPU if on == "cuda" else {})
+    ours = OURS | (OURS_ON_A_GPU if on == "cuda" else OURS_ON_A_CPU)
     mixtures = [name for name in ours if "one softmax" not in name]  # the textbook's model
-    of_each = dict.fromkeys(ours, alone) | {textbook: as_it_comes, textbook_in_ours: alone}
+    of_each = dict.fromkeys(ours, alone) | {TEXTBOOK: as_it_comes}
+    if on == "cpu":
+        of_each |= {name: {**alone, **LARGE_PAGES} for name in (*OURS_ON_A_CPU, TEXTBOOK_IN_LARGE_PAGES)}
     workers = {
         name: Worker(partial(make_step, name, arguments.recipe, arguments.data, arguments.device), environment)
         for name, environment in of_each.items()
@@ -173,10 +176,10 @@ def main() -> int:
         "peak_bytes": peaks,
         "idle_rss_bytes": peak_rss_bytes(make_nothing),
         "times_faster": {
-            name: {other: times[other]["median_s"] / times[name]["median_s"] for other in TEXTBOOK if other in times}
+            name: {other: times[other]["median_s"] / times[name]["median_s"] for other in times if other not in ours}
             for name in mixtures
         },
-        "share_of_memory": {name: peaks[name] / peaks[textbook] for name in mixtures if textbook in peaks},
+        "share_of_memory": {name: peaks[name] / peaks[TEXTBOOK] for name in mixtures if TEXTBOOK in peaks},
         "mixture_in_steps_of_one_softmax": {
             name.removeprefix("highrank").removeprefix(", ") or "float32": times[name]["median_s"]
             / times[one_softmax]["median_s"]
@@ -190,8 +193,8 @@ def main() -> int:
     for name in workers:
         print(f"{name:54} {1e3 * times[name]['median_s']:,.1f} ms a step, peak {peaks[name] / 2**20:,.0f} MiB")
     for name in result["share_of_memory"]:
-        ratio, share = result["times_faster"][name][textbook], result["share_of_memory"][name]
-        print(f"{name}: {ratio:.2f} times faster than the {textbook}, {100 * share:.0f}% of its memory")
+        ratio, share = result["times_faster"][name][TEXTBOOK], result["share_of_memory"][name]
+        print(f"{name}: {ratio:.2f} times faster than the {TEXTBOOK}, {100 * share:.0f}% of its memory")
     for how, steps_of in result["mixture_in_steps_of_one_softmax"].items():
         print(f"{how}: a step takes {steps_of:.2f} times that of one softmax in place of the mixture")
     print(f"-> {path}")

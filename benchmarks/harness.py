@@ -21,6 +21,7 @@ from highrank.errors import UserError
 from highrank.files import write_text
 
 __all__ = [
+    "LARGE_PAGES",
     "RESULTS",
     "Environment",
     "Memory",
@@ -41,6 +42,9 @@ RESULTS = Path(__file__).parent / "results"
 MADE = "made"  # what a worker says before its first call
 
 Environment = Mapping[str, str | None]  # variables of a process; None: not set
+
+# PyTorch asks for large tensors in pages of 2 MiB. It can save page faults, and can cost a third of a step's time.
+LARGE_PAGES: Environment = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
 def in_turn(
@@ -172,7 +176,7 @@ def environments() -> tuple[Environment, Environment]:
     # Imported here because importing it sets what it says, which must not reach what is measured as it comes.
     from highrank.cli.environment import BESIDE_OTHERS, DEFAULTS
 
-    as_it_comes: Environment = dict.fromkeys(DEFAULTS | BESIDE_OTHERS)
+    as_it_comes: Environment = dict.fromkeys(DEFAULTS | BESIDE_OTHERS | LARGE_PAGES)
     return as_it_comes, {**as_it_comes, **DEFAULTS}
 
 

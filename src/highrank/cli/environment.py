@@ -7,9 +7,6 @@ from pathlib import Path
 __all__ = ["BESIDE_OTHERS", "DEFAULTS", "others_compute"]
 
 DEFAULTS = {
-    # Large tensors in pages of 2 MiB where the kernel gives them on request: a step's temporaries are new memory each
-    # time, with a page fault for every 4 KiB of it. benchmarks/bench_train_step.py has the textbook with and without.
-    "THP_MEM_ALLOC_ENABLE": "1",
     # cuDNN's LSTM repeats its bits only with this (PyTorch's notes on randomness).
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }

@@ -83,7 +83,7 @@ class RMSMoves:
 
 
 def _together(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies in one allocation, which the system can give in large pages."""
+    """Copies in one allocation."""
     sizes = [-(-tensor.numel() // VECTOR) * VECTOR for tensor in tensors]
     parts = tensors[0].new_empty(sum(sizes)).split(sizes)
     return [part[: tensor.numel()].view_as(tensor).copy_(tensor) for part, tensor in zip(parts, tensors, strict=True)]
