@@ -61,11 +61,13 @@ def step_table() -> str:
     for file, found in read_results().items():
         if not file.startswith("bench_train_step."):
             continue
+        device = found["about"]["device"]
+        note = f" ({device['note']})" if "note" in device else ""
         for name, seconds in found["step"].items():
             faster, memory = found["times_faster"].get(name), found["share_of_memory"].get(name)
             rows.append(
                 [
-                    f"{found['recipe']}, {found['about']['device']['gpu'] or found['about']['device']['cpu']}",
+                    f"{found['recipe']}, {device['gpu'] or device['cpu']}{note}",
                     name,
                     _seconds(seconds["median_s"]),
                     f"{_seconds(seconds['p20_s'])} to {_seconds(seconds['p80_s'])}",
