@@ -254,8 +254,10 @@ def machine(*, threads: int | None = None) -> dict[str, Any]:
 
 
 def page_fault_s() -> float:
-    """What the first touch of 4 KiB of memory takes here and now: on a virtual machine sometimes microseconds. A program
-    that stores tokens x components x vocabulary touches gigabytes of new memory at every step."""
+    """What the first touch of 4 KiB of memory takes here and now, on a virtual machine sometimes microseconds.
+
+    A program that stores tokens x components x vocabulary touches gigabytes of new memory at every step.
+    """
     pages = 1 << 14
     with mmap.mmap(-1, pages * mmap.PAGESIZE) as memory:
         first_of_each = np.frombuffer(memory, dtype=np.uint8)[:: mmap.PAGESIZE]
