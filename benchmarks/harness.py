@@ -216,7 +216,7 @@ def save(name: str, result: Mapping[str, Any], **about_it: str) -> Path:
         "commit": code_commit(),
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),
-        "device": machine(),
+        "device": machine() | {"page_fault_s": page_fault_s()},
         **about_it,
     }
     RESULTS.mkdir(exist_ok=True)
@@ -249,7 +249,6 @@ def machine(*, threads: int | None = None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": threads or torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "page_fault_s": page_fault_s(),
     }
 
 
