@@ -178,6 +178,8 @@ def second_process(setting: Setting) -> dict[str, Any]:
     run = setting.folder / "doubled"
     first = start(train_command(run, setting.text))
     expect(first, (run / "train" / "model.safetensors").exists)
+    seen = newest_checkpoint(run)
+    expect(first, lambda: newest_checkpoint(run) > seen)  # so that it is not stopped while it writes that model
     first.send_signal(signal.SIGSTOP)  # holds its lock, and comes to no end while we look
     try:
         who = f"process {first.pid} on "
