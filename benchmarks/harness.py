@@ -46,7 +46,7 @@ MADE = "made"  # what a worker says before its first call
 
 Environment = Mapping[str, str | None]  # variables of a process; None: not set
 
-# PyTorch asks for large tensors in pages of 2 MiB. It can save page faults, and can cost a third of a step's time.
+# PyTorch asks for large tensors in pages of 2 MiB, which can save page faults and can take longer (docs/speed.md).
 LARGE_PAGES: Environment = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
