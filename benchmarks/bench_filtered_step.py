@@ -62,13 +62,15 @@ def main() -> None:
     parser.add_argument("--heldout-tokens", type=int, default=10_000, help="of the posteriors (default: %(default)s)")
     arguments = parser.parse_args()
     run = RunFolder.open(arguments.run)
+    validations = [r for r in run.metrics() if (r["stage"], r["event"]) == ("train", "validation")]
+    if not validations:
+        parser.error(f"{arguments.run}: a run with validations in its metrics was expected, it has none")
+    best = min(validations, key=lambda record: record["loss_nats"])
     corpus = load_corpus(find_corpus(run.config.data.corpus, arguments.data))
     model = run.load_model("train")
     valid = corpus.tokens["valid"][: arguments.heldout_tokens + 1]
     heldout = describe(torch.cat(list(posteriors(model, corpus, "valid", arguments.heldout_tokens))))
     valid_loss_nats = evaluate(model, valid).loss_nats
-    validations = [r for r in run.metrics() if (r["stage"], r["event"]) == ("train", "validation")]
-    best = min(validations, key=lambda record: record["loss_nats"])
 
     as_it_comes, alone = environments()
     workers = {

@@ -1,6 +1,7 @@
 """Tables of what a step costs, from ``benchmarks/results``: in training, in dynamic evaluation, in waiting."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from docs.generate.markdown import table
@@ -58,9 +59,7 @@ def time_table() -> str:
 def step_table() -> str:
     """A training step beside the textbook's, for every recipe that it was measured for."""
     rows = []
-    for file, found in read_results().items():
-        if not file.startswith("bench_train_step."):
-            continue
+    for file, found in _results_of("bench_train_step"):
         device = found["about"]["device"]
         note = f" ({device['note']})" if "note" in device else ""
         for name, seconds in found["step"].items():
@@ -69,12 +68,11 @@ def step_table() -> str:
                 [
                     f"{found['recipe']}, {device['gpu'] or device['cpu']}{note}",
                     name,
-                    _seconds(seconds["median_s"]),
-                    f"{_seconds(seconds['p20_s'])} to {_seconds(seconds['p80_s'])}",
+                    *_spread(seconds, _seconds),
                     f"{found['peak_bytes'][name] / 2**20:,.0f}",
                     "" if faster is None else f"{faster['textbook']:.2f}",
                     "" if memory is None else f"{100 * memory:.0f}%",
-                    f"[{file}](../benchmarks/results/{file})",
+                    _source(file),
                 ]
             )
     head = ["recipe, device", "step", "s", "20% to 80%", "peak MiB", "times faster", "of the memory", "source"]
@@ -84,37 +82,28 @@ def step_table() -> str:
 def filtered_step_table() -> str:
     """A training step of a trained mixture with the posterior filter, beside the textbook's from the same weights."""
     rows = []
-    for file, found in read_results().items():
-        if not file.startswith("bench_filtered_step."):
-            continue
+    for file, found in _results_of("bench_filtered_step"):
         for name, seconds in found["step"].items():
             faster = found["times_faster"].get(name)
             rows.append(
                 [
                     f"{found['recipe']}, {found['about']['device']['cpu']}",
                     name,
-                    _seconds(seconds["median_s"]),
-                    f"{_seconds(seconds['p20_s'])} to {_seconds(seconds['p80_s'])}",
+                    *_spread(seconds, _seconds),
                     "" if faster is None else f"{faster:.2f}",
                     f"{100 * found['posteriors']['share_below']['1e-3']:.0f}%",
                     f"{found['updates_before']:,}",
-                    f"[{file}](../benchmarks/results/{file})",
+                    _source(file),
                 ]
             )
     head = ["recipe, device", "step", "s", "20% to 80%", "times faster", "below 0.001", "trained for updates", "source"]
     return table(head, rows, numbers=range(2, 7))
 
 
-def _seconds(value: float) -> str:
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
-
-
 def dynamic_evaluation_table() -> str:
     """A segment of dynamic evaluation beside the textbook's, on every machine that it was measured on."""
     rows = []
-    for file, found in read_results().items():
-        if not file.startswith("bench_dynamic_evaluation."):
-            continue
+    for file, found in _results_of("bench_dynamic_evaluation"):
         device = found["about"]["device"]
         where = device["gpu"] or f"{device['cpu']}, {device['threads']} thread{'s' * (device['threads'] > 1)}"
         for name, seconds in found["segment"].items():
@@ -123,11 +112,10 @@ def dynamic_evaluation_table() -> str:
                 [
                     where,
                     name,
-                    f"{1e3 * seconds['median_s']:.1f}",
-                    f"{1e3 * seconds['p20_s']:.1f} to {1e3 * seconds['p80_s']:.1f}",
+                    *_spread(seconds, lambda value: f"{1e3 * value:.1f}"),
                     f"{found['peak_rss_bytes'][name] / 2**20:,.0f}",
                     "" if faster is None else f"{faster:.1f}",
-                    f"[{file}](../benchmarks/results/{file})",
+                    _source(file),
                 ]
             )
     head = ["device", "loop", "ms a segment", "20% to 80%", "peak MiB", "times the time of ours", "source"]
@@ -137,9 +125,7 @@ def dynamic_evaluation_table() -> str:
 def waiting_table() -> str:
     """Milliseconds by the way that threads wait, beside none and more busy programs, on every machine."""
     rows, ways = [], []
-    for file, found in read_results().items():
-        if not file.startswith("bench_waiting_threads."):
-            continue
+    for _, found in _results_of("bench_waiting_threads"):
         beside = found["beside_busy_programs"]
         ways = list(next(iter(beside["0"].values())))
         rows += [
@@ -153,3 +139,21 @@ def waiting_table() -> str:
             for count, measured in beside.items()
         ]
     return table(["device", "ms of", "busy programs", *ways], rows, numbers=range(2, 3 + len(ways)))
+
+
+def _results_of(benchmark: str) -> list[tuple[str, dict[str, Any]]]:
+    """The files of a benchmark, by recipe and machine, with their content."""
+    return [(file, found) for file, found in read_results().items() if file.startswith(f"{benchmark}.")]
+
+
+def _spread(times: dict[str, float], shown: Callable[[float], str]) -> tuple[str, str]:
+    """The median of a measurement, and its 20th and 80th percentile."""
+    return shown(times["median_s"]), f"{shown(times['p20_s'])} to {shown(times['p80_s'])}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
+
+
+def _source(file: str) -> str:
+    return f"[{file}](../benchmarks/results/{file})"
