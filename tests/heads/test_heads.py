@@ -348,6 +348,9 @@ def test_a_head_is_made_on_a_device_and_in_a_dtype() -> None:
 def test_a_head_says_what_it_is() -> None:
     head = MixtureOfSoftmaxes(6, 9, num_components=2, context_features=4, bias=False)
     assert "in_features=6, num_classes=9, num_components=2, context_features=4, bias=False" in repr(head)
+    head.weight = nn.Parameter(torch.cat([head.weight, head.weight[:2]]))  # a vocabulary that has grown
+    assert "num_classes=11" in repr(head)
+    assert head.log_prob(torch.zeros(3, 6)).shape == (3, 11)
 
 
 @every_head

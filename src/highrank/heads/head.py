@@ -51,7 +51,6 @@ class Head(nn.Module, ABC):
         super().__init__()
         check_sizes(num_classes=num_classes, context_features=context_features)
         check_options(options)
-        self.num_classes = num_classes
         self.context_features = context_features
         self.options = options
         self.weight = nn.Parameter(torch.empty(num_classes, context_features, device=device, dtype=dtype))
@@ -69,6 +68,11 @@ class Head(nn.Module, ABC):
         names = ("in_features", "num_classes", "num_components", "context_features")
         shown = [f"{name}={value}" for name in names if (value := getattr(self, name, None)) is not None]
         return ", ".join([*shown, f"bias={self.bias is not None}"] + [f"options={self.options}"] * bool(self.options))
+
+    @property
+    def num_classes(self) -> int:
+        """V, the rows of the weight: a tied embedding may have been resized."""
+        return self.weight.shape[0]
 
     @abstractmethod
     def components(self, hidden: Tensor) -> Components:
