@@ -62,9 +62,9 @@ def train_command(out: Path, text: Path, *more: str) -> list[str]:
     return command(*train_arguments(out, text, *more))
 
 
-def finish(arguments: list[str]) -> Done:
+def finish(arguments: list[str], *, preexec_fn: Callable[[], None] | None = None) -> Done:
     """A command in a process of its own, to its end."""
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False, preexec_fn=preexec_fn)
     return Done(done.returncode, done.stdout, done.stderr)
 
 
@@ -84,6 +84,7 @@ def one_line(done: Done, *words: str, codes: tuple[int, ...] = (1,)) -> str:
     """The clear line with which a command gave up."""
     assert done.returncode in codes, f"exit code {done.returncode}: {done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
+    assert done.stdout == ""
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("highrank: "), done.stderr
     for word in words:

@@ -1,0 +1,21 @@
+"""A run that the tests of commands share."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.processes import RECIPE, command, finish
+
+
+@pytest.fixture(scope="session")
+def trained(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run: trained, fine-tuned, dynamically evaluated."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    done = finish(command("run", RECIPE, "--data", small_text, "--out", out, "--json", "--device", "cpu"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [row["stage"] for row in result["stages"]] == ["trained", "fine-tuned", "dynamic evaluation"]
+    assert all(row["test_perplexity"] > 1 and row["valid_perplexity"] > 1 for row in result["stages"])
+    assert result["sample"].strip()
+    return out

@@ -1,0 +1,65 @@
+"""``--dry-run``: it counts what training does, refuses what training refuses, and writes nothing."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from benchmarks.processes import RECIPE, here, one_line
+from highrank.runs import RunFolder, cost, find_recipe, recipe_names
+from highrank.runs.cost import estimate
+from highrank.train.stages import corpus_for
+
+
+def test_dry_run_writes_nothing(small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = here("train", RECIPE, "--data", small_text, "--dry-run", "--json")
+    result = json.loads(done.stdout)
+    assert result["parameters"] > 0
+    assert result["configuration"]["train"]["batch"] == 6
+    assert not list(tmp_path.iterdir())
+    done = here(
+        "train", RECIPE, "--data", small_text, "--dry-run", "--json", "--workers", "2", "--out", tmp_path / "run"
+    )
+    assert json.loads(done.stdout)["parameters"] == result["parameters"], "said once, though of two workers"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.batch=9999"], "train.batch"),
+        (["data.heldout_tokens=3"], "valid.txt"),
+        (["train.cuda_graphs=true", "train.micro_batch=0"], "needs an NVIDIA GPU"),
+    ],
+)
+def test_dry_run_refuses_what_training_does(overrides: list[str], words: str, small_text: Path, tmp_path: Path) -> None:
+    settings = [word for override in overrides for word in ("--set", override)]
+    options = ["--data", small_text, *settings, "--device", "cpu", "--out", tmp_path / "run"]
+    dry = one_line(here("train", RECIPE, *options, "--dry-run"), words, codes=(1, 2))
+    assert one_line(here("train", RECIPE, *options), words, codes=(1, 2)) == dry
+
+
+def test_dry_run_knows_the_updates_of_the_first_epoch(
+    small_text: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = next(e["step"] for e in RunFolder.open(trained).metrics() if e["event"] == "validation")
+    config = RunFolder.open(trained).config
+    corpus = corpus_for(config, str(small_text))
+    assert estimate(config, corpus)["updates_per_epoch"] == updates
+    monkeypatch.setattr(cost, "DRAWN_LENGTHS", updates // 2)  # a long one, of which the mean length tells
+    assert estimate(config, corpus)["updates_per_epoch"] == pytest.approx(updates, rel=0.1)
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipe_names() if name.startswith(("penn", "wikitext-2"))])
+def test_the_papers_sizes(recipe: str, corpora: Path) -> None:
+    """And what recipes promise of them."""
+    folder = corpora / ("penn" if recipe.startswith("penn") else "wikitext-2")
+    said = json.loads(here("train", recipe, "--data", folder, "--dry-run", "--json").stdout)
+    parameters = {"penn": 21_500_620, "wikitext-2": 34_909_528}.get(recipe, said["parameters"])
+    assert said["parameters"] == parameters
+    memory = tomllib.loads(find_recipe(recipe).read_text())["promise"]["memory"]
+    if "the estimate of --dry-run" in memory:
+        assert f"about {said['memory_bytes']['total'] / 1e9:.1f} GB" in memory
+        assert f"{parameters:,} parameters" in memory
