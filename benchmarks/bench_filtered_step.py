@@ -84,6 +84,7 @@ def main() -> None:
     result = {
         "recipe": run.config.data.corpus,
         "model": {name: getattr(run.config.model, name) for name in run.config.model.__struct_fields__},
+        "trained_with": msgspec.to_builtins(run.config.train),
         "updates_before": best["step"],
         "valid_loss_nats_before": valid_loss_nats,
         "posteriors": heldout,

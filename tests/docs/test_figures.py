@@ -29,7 +29,7 @@ def step(found: dict[str, Any]) -> list[str]:
 def faults(found: dict[str, Any]) -> list[str]:
     killed, cut, totals = found["faults"]["killed"], found["faults"]["cut short"], found["totals"]
     return [
-        f"{killed['kills']} kills at random moments ({killed['kills_during_a_save']} while saving)",
+        f"{killed['kills']} kills, half of them aimed at a save ({killed['kills_during_a_save']} fell into one)",
         f"{cut['cuts']} files cut short",
         f"but for {cut['refused']} of the cuts",
         f"{totals['bits_different']} of {totals['bits_compared']:,} bits differ",
@@ -45,7 +45,14 @@ def workers(found: dict[str, Any]) -> list[str]:
 
 def fuzz(found: dict[str, Any]) -> list[str]:
     assert found["crashes"] == 0
-    return [f"{found['inputs']:,} damaged or malicious files", "no crash"]
+    assert "+ 4 x" in found["bound"]
+    taken = sum(reader.get("other", 0) for reader in found["readers"].values())
+    return [
+        f"{found['inputs']:,} damaged or malicious inputs",
+        "no crash",
+        f"{taken} were read as other content",
+        f"at most {int(found['bound'].split()[0]) / MIB:.0f} MiB and four times",
+    ]
 
 
 def learning_rates(found: dict[str, Any]) -> list[str]:
