@@ -69,7 +69,6 @@ def alone(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting
 
 
 def begin(run: Path, setting: Setting, workers: int, *more: str) -> subprocess.Popen[str]:
-    """A group of its own, as a terminal makes one."""
     options = [*THREE, "--workers", str(workers), "--worker-timeout", str(TIMEOUT_S), *more]
     return subprocess.Popen(
         train_command(run, setting.text, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -152,6 +151,19 @@ def test_a_run_goes_on_with_any_number_of_workers_after_any_loss(alone: Setting,
     done = finish(train_command(run, alone.text, *THREE, "--resume"))
     assert done.returncode == 0, done.stderr
     same_bits(run, alone.reference)
+
+
+def test_ctrl_c_while_the_workers_load_is_one_line(alone: Setting, tmp_path: Path) -> None:
+    process = begin(tmp_path / "run", alone, 2)
+    expect(process, lambda: [loads_pytorch(worker) for worker in workers_of(process)] == [True, True])
+    for each in (process.pid, *workers_of(process)):  # as a terminal tells all of them
+        os.kill(each, signal.SIGINT)
+    assert ended(process, 30) == (130, "", "highrank: stopped\n")
+
+
+def loads_pytorch(process: int) -> bool:
+    begun = b"\0RANK=" in Path(f"/proc/{process}/environ").read_bytes()  # until then it is the launcher's copy
+    return begun and "libtorch" in Path(f"/proc/{process}/maps").read_text()
 
 
 def same_bits(run: Path, reference: Path) -> None:

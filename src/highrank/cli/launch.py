@@ -42,7 +42,9 @@ def launch(command: Sequence[str], workers: int, *, after_loss: str = AFTER_LOSS
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say in a line what it says in many
+    for name in list(logging.root.manager.loggerDict):  # many have a level of their own
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # we say in a line what it says in many
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

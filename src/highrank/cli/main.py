@@ -109,7 +109,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _stopped() -> int:
     ignore_interrupts()
-    print("highrank: stopped", file=sys.stderr)
+    if not launched() or os.environ.get("RANK") == "0":  # of several workers one says it
+        print("highrank: stopped", file=sys.stderr)
     return STOPPED
 
 
