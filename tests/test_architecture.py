@@ -22,7 +22,7 @@ LAYERS = (
     ("heads",),
     ("functional",),
     ("ops",),
-    ("files", "reading", "random", "progress", "workers"),
+    ("files", "reading", "random", "progress", "workers", "perplexity"),
     ("errors",),
 )
 HEIGHT = {package: -line for line, packages in enumerate(LAYERS) for package in packages}

@@ -1,6 +1,7 @@
 """What bad input gets: one line, an exit code, and nothing is lost."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import RECIPE, command, finish, here, one_line
+from highrank.runs import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,33 @@ def test_a_loss_that_is_lost(small_text: Path, tmp_path: Path) -> None:
     one_line(done, "no checkpoint yet", "go on with --resume and", "--set finetune.lr=20)")
     done = here("finetune", tmp_path / "far", "--resume", "--set", "finetune.lr=20")
     assert done.returncode == 0, done.stderr
+
+
+def test_weights_that_the_last_update_lost_are_not_saved(small_text: Path, tmp_path: Path) -> None:
+    """No loss of training shows it before the epoch ends, whose only update it is."""
+    run = tmp_path / "run"
+    long = ["--set", "train.bptt=2000", "--set", "train.batch=2", "--set", "train.micro_batch=0"]
+    options = ["--data", small_text, "--out", run, "--device", "cpu", *long]
+    done = here("train", RECIPE, *options, "--set", "train.lr=1e25")
+    good = run / "train" / "checkpoint-00000001"
+    one_line(done, "stopped at update 2: the validation loss is not a number", f"the last good checkpoint is {good}")
+    assert list(run.rglob("checkpoint-*")) == [good]
+    assert [record["step"] for record in RunFolder.open(run).metrics() if record["event"] == "validation"] == [1]
+    # Nor within an epoch, though every update is saved.
+    options = ["--data", small_text, "--out", tmp_path / "often", "--device", "cpu", "--checkpoint-minutes", "0"]
+    done = here("train", RECIPE, *options, "--set", "train.lr=1e25")
+    good = tmp_path / "often" / "train" / "checkpoint-00000001"
+    one_line(done, "stopped at update 2: a weight is not a number", f"the last good checkpoint is {good}")
+
+
+def test_a_perplexity_that_no_float_holds(small_text: Path, tmp_path: Path) -> None:
+    long = ["--set", "train.bptt=2000", "--set", "train.batch=2", "--set", "train.micro_batch=0"]
+    options = ["--data", small_text, "--out", tmp_path / "run", "--device", "cpu", *long, "--set", "train.epochs=1"]
+    done = here("train", RECIPE, *options, "--set", "train.lr=1e9", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["valid_loss_nats"] > 710
+    assert found["valid_perplexity"] < math.inf
 
 
 def test_a_corpus_that_is_not_here_means_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

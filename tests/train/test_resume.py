@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.processes import RECIPE, Setting, command, finish, train_command
+from benchmarks.processes import RECIPE, Setting, command, finish, here, one_line, train_arguments, train_command
 from benchmarks.same_bits import figures
 from highrank.runs import RunFolder
+from highrank.runs.checkpoint import checkpoint_folders
 from highrank.runs.tensors import read_tensors
 
 
@@ -55,6 +56,24 @@ def test_resuming_a_finished_run_changes_nothing(setting: Setting, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert figures(run) == before
     assert json.loads(done.stdout)["stage"] == "train"
+
+
+def test_removed_checkpoints_lose_nothing(setting: Setting, tmp_path: Path) -> None:
+    """They may be removed to save space once a stage has ended; before, nothing is to be begun anew unasked."""
+    run = shutil.copytree(setting.reference, tmp_path / "run")
+    for checkpoint in checkpoint_folders(run / "train"):
+        shutil.rmtree(checkpoint)
+    before = {path: path.read_bytes() for path in (run / "metrics.jsonl", run / "train" / "model.safetensors")}
+    done = here(*train_arguments(run, setting.text, "--resume"), "--json")
+    assert done.returncode == 0, done.stderr
+    said, recorded = json.loads(done.stdout), RunFolder.open(run).results["train"]
+    assert {"epochs", "updates", "best_epoch", "valid_loss_nats", "valid_perplexity", "elapsed_s"} < set(said)
+    assert {name: recorded[name] for name in said if name in recorded} == {
+        name: value for name, value in said.items() if name not in ("run", "stage")
+    }
+    (run / "results.json").unlink()  # as if stopped on the way
+    one_line(here(*train_arguments(run, setting.text, "--resume")), "no checkpoint is there", f"remove {run / 'train'}")
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_signal_in_the_last_validation_is_not_lost(small_text: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from highrank.evaluate.component_figures import concentration, entropies, exampl
 from highrank.evaluate.components import TextStatistics, component_differences, text_statistics
 from highrank.evaluate.of_run import keep
 from highrank.files import file_sha256
+from highrank.perplexity import perplexity
 from highrank.progress import SILENT, Display
 from highrank.runs import RunFolder
 from highrank.runs.measured import COMPONENTS_FILE
@@ -99,7 +100,7 @@ def components_run(
         "vocabulary": len(run.vocabulary),
         "tokens": len(text.loss),
         "loss_nats": float(text.loss.mean()),
-        "perplexity": math.exp(min(text.loss.mean(), 700.0)),
+        "perplexity": perplexity(float(text.loss.mean())),
         **use(text, run.vocabulary),
         **entropies(text, run.vocabulary, counts),
         "posterior": concentration(text),

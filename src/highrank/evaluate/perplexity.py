@@ -1,6 +1,5 @@
 """Static evaluation: the exact mean loss over every predicted token."""
 
-import math
 import time
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from highrank.evaluate.held_out import read_text
 from highrank.functional import MixtureStatistics
 from highrank.heads import MixtureOfSoftmaxes
 from highrank.models import LanguageModel
+from highrank.perplexity import perplexity
 from highrank.progress import SILENT, Display
 from highrank.workers import ALONE, Workers
 
@@ -43,14 +43,13 @@ class Evaluation(NamedTuple):
 
     @classmethod
     def of(cls, loss_nats: float, tokens: int, started: float, components: ComponentUse | None = None) -> "Evaluation":
-        # exp overflows beyond 709 nats, where a perplexity says nothing anyway.
-        return cls(loss_nats, math.exp(min(loss_nats, 700.0)), tokens, time.perf_counter() - started, components)
+        return cls(loss_nats, perplexity(loss_nats), tokens, time.perf_counter() - started, components)
 
     def in_the_paper_way(self, batch: int) -> "Evaluation":
         """The same evaluation as the original code counts it: T - 1 predictions a column, divided by T."""
         length = self.tokens // batch + 1
         loss_nats = self.loss_nats * (length - 1) / length
-        return self._replace(loss_nats=loss_nats, perplexity=math.exp(min(loss_nats, 700.0)))
+        return self._replace(loss_nats=loss_nats, perplexity=perplexity(loss_nats))
 
 
 @torch.no_grad()

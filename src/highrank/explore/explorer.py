@@ -4,7 +4,6 @@ The trained model is shared and never moves. A session (a browser tab) that adap
 """
 
 import copy
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from highrank.evaluate import (
 )
 from highrank.explore.reading import Reading, read_text
 from highrank.models import LanguageModel
+from highrank.perplexity import perplexity
 from highrank.progress import SILENT, Display
 from highrank.runs import RunFolder
 
@@ -77,7 +77,7 @@ class Adapted(NamedTuple):
     @property
     def perplexities(self) -> tuple[float, float]:
         """Of the text, by the trained weights and while learning."""
-        before, learning = (math.exp(min(losses.mean().item(), 700.0)) for losses in (self.before, self.learning))
+        before, learning = (perplexity(losses.mean().item()) for losses in (self.before, self.learning))
         return before, learning
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from highrank.perplexity import perplexity
 from highrank.runs import STAGES, RunFolder
 
 __all__ = ["History", "Mark", "Point", "history_of"]
@@ -26,7 +27,7 @@ class Point(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        return math.exp(min(self.loss_nats, 700.0))
+        return perplexity(self.loss_nats)
 
 
 class Mark(NamedTuple):

@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,11 +14,12 @@ from highrank.errors import UserError
 from highrank.evaluate import evaluate
 from highrank.files import file_sha256
 from highrank.models import persistent_lstm
+from highrank.perplexity import perplexity
 from highrank.progress import READ_EVERY_S, SILENT, Display
 from highrank.random import derived_seed
 from highrank.runs import Checkpoint, Config, RunFolder, build_model, describe_device, latest_checkpoint
 from highrank.runs.device import multiplies_bfloat16
-from highrank.runs.records import checkpoint_folders
+from highrank.runs.records import checkpoint_folders, has_ended
 from highrank.runs.tensors import model_tensors, put_model_tensors, read_tensors
 from highrank.train.averaging import averaged_weights, is_stalled
 from highrank.train.embedding_norms import set_norms_from_counts
@@ -113,11 +114,18 @@ def check_device(config: Config, device: torch.device | str) -> None:
 
 
 def check_can_go_on(run: RunFolder, stage: str) -> None:
-    """Raises UserError if the stage has a model, but neither checkpoint nor record of how it was made."""
-    has_model = run.best_model_path(stage).exists()
-    recorded = any(record["stage"] == stage for record in run.metrics())
-    if has_model and not recorded and not checkpoint_folders(run.stage_folder(stage)):
+    """Raises UserError if the stage has a model, has not ended, and has no checkpoint to go on from."""
+    folder = run.stage_folder(stage)
+    if not run.best_model_path(stage).exists() or has_ended(run.path, stage) or checkpoint_folders(folder):
+        return
+    epochs = [record["epoch"] for record in run.metrics() if record["stage"] == stage]
+    if not epochs:
         raise UserError(f"{run.path}: has a model but no checkpoint of {stage} to go on from (an imported run?)")
+    if max(epochs) > 1:  # in the first one a kill may have come before there was any
+        raise UserError(
+            f"{run.path}: is in epoch {max(epochs)} of {stage}, but no checkpoint is there to go on from (were they "
+            f"removed?); put one back, or to begin {stage} anew remove {folder}"
+        )
 
 
 def train_stage(
@@ -145,6 +153,8 @@ def train_stage(
     workers.first(lambda: run.remove_leftovers(stage))
     state = _first_state(run, stage, corpus, device, workers)
     checkpoint = workers.first(lambda: _last_checkpoint(run, stage, display)) if resume else None
+    if checkpoint is None and resume and workers.first(lambda: has_ended(run.path, stage)):
+        return workers.first(lambda: _recorded_figures(run, stage))  # its checkpoints were removed, to save space
     if checkpoint is None:
         workers.first(lambda: _forget_all(run, stage))
     else:
@@ -170,7 +180,7 @@ def train_stage(
         "updates": position.step,
         "best_epoch": position.best_epoch,
         "valid_loss_nats": position.best_loss,
-        "valid_perplexity": math.exp(position.best_loss),
+        "valid_perplexity": perplexity(position.best_loss),
         "elapsed_s": position.elapsed_s,
     }
 
@@ -204,6 +214,12 @@ def _trained_model(run: RunFolder) -> tuple[dict[str, Tensor], str]:
 def _last_checkpoint(run: RunFolder, stage: str, display: Display) -> Checkpoint | None:
     check_can_go_on(run, stage)
     return latest_checkpoint(run.stage_folder(stage), notice=display.message)
+
+
+def _recorded_figures(run: RunFolder, stage: str) -> dict[str, Any]:
+    """What ``train_stage`` returned when the stage came to its end."""
+    figures = "epochs", "updates", "best_epoch", "valid_loss_nats", "valid_perplexity", "elapsed_s"
+    return {name: value for name, value in run.results[stage].items() if name in figures}
 
 
 def _forget_what_comes_again(run: RunFolder, stage: str, position: Position) -> None:
@@ -298,7 +314,7 @@ class _Stage:
             if record:
                 self.recorder.interval(position)
                 position.start_interval()
-            if save or signal_number:  # the losses up to here are read, so a lost one is never saved
+            if save or signal_number:
                 self.save()
                 self.stop_if_asked(signal_number)
             position.elapsed_s += time.monotonic() - now
@@ -335,6 +351,10 @@ class _Stage:
             reason = f"the loss has exploded: {position.interval_mean:.1f} nats a token, guessing costs {uniform:.1f}"
         else:
             return
+        self.give_up(reason)
+
+    def give_up(self, reason: str) -> NoReturn:
+        position = self.state.position
         good = checkpoint_folders(self.run.stage_folder(self.stage))
         where = f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"
         lower = self.settings.lr / 2
@@ -363,6 +383,8 @@ class _Stage:
                 workers=self.workers,
             )
             state.position.elapsed_s += time.monotonic() - started
+            if not math.isfinite(evaluation.loss_nats):  # by the last update, whose loss no other one has shown
+                self.workers.first(lambda: self.give_up("the validation loss is not a number"))
             self.recorder.validation(state.position, evaluation)
             if state.position.best_loss is None or evaluation.loss_nats < state.position.best_loss:
                 state.position.best_loss = evaluation.loss_nats
@@ -390,5 +412,7 @@ class _Stage:
 
     def save(self) -> None:
         self.state.share(self.workers)  # the first one saves the hidden states of all
+        if not self.state.is_finite():
+            self.workers.first(lambda: self.give_up("a weight is not a number"))
         self.workers.first(lambda: self.state.save(self.run.stage_folder(self.stage)))
         self.saved_at = time.monotonic()

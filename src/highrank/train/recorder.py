@@ -1,12 +1,12 @@
 """What a stage leaves behind while it runs: metrics.jsonl, log.txt, TensorBoard events, and a display for people."""
 
 import importlib.util
-import math
 from collections.abc import Iterator
 from typing import Any
 
 from highrank.data.batches import Columns
 from highrank.evaluate import Evaluation
+from highrank.perplexity import perplexity
 from highrank.progress import Display
 from highrank.runs import RunFolder
 from highrank.train.state import Position
@@ -41,7 +41,7 @@ class Recorder:
         loss_nats = position.interval_mean
         figures = {
             "loss_nats": loss_nats,
-            "perplexity": math.exp(min(loss_nats, 700.0)),
+            "perplexity": perplexity(loss_nats),
             "gradient_norm": position.interval_norm / position.interval_steps,
         }
         self.workers.first(lambda: self._add(position, "interval", figures))
@@ -75,7 +75,7 @@ class Recorder:
             return
         self._say(
             f"{self.stage}: epoch {position.epoch}, update {position.step}: "
-            f"train perplexity {math.exp(min(train_loss, 700.0)):.2f}, "
+            f"train perplexity {perplexity(train_loss):.2f}, "
             f"valid perplexity {evaluation.perplexity:.2f}{' (averaged weights)' if position.averaging else ''}, "
             f"{position.elapsed_s:.0f} s"
         )

@@ -123,6 +123,11 @@ class StageState:
         for index, state in enumerate(self.carried):
             workers.copy_from(workers.owner(index), [tensor for pair in state for tensor in pair])
 
+    def is_finite(self) -> bool:
+        """Are all weights and averages numbers? An update can lose them before any loss shows it."""
+        learned = [*model_tensors(self.model).values(), *self._learned().values()]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in learned if tensor.is_floating_point())
+
     def save(self, folder: Path) -> Path:
         tensors = self._learned() | _state_tensors(self.carried)
         return save_checkpoint(
