@@ -220,7 +220,9 @@ def gradient_statistics(work: Path, run: RunFolder, model: Any, corpus: Any) -> 
 
     def read(copy: Path, notice: Callable[[str], None]) -> str:
         folder = RunFolder.open(copy)
-        statistics = of_run.cached_statistics(folder, "train", model, corpus, settings, Told(notice))
+        statistics = of_run.cached_statistics(
+            folder, folder.model_stamp("train"), model, corpus, settings, Told(notice)
+        )
         return digest([digest(statistics.squares), statistics.segments])
 
     read(good, lambda line: None)

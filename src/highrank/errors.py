@@ -1,6 +1,8 @@
-"""The one exception that means: the user asked for something that cannot be done, and this line says what and why."""
+"""The exception that means: the user asked for something that cannot be done, and this line says what and why."""
 
-__all__ = ["UserError", "one_line"]
+from typing import Any
+
+__all__ = ["NotRecordedError", "UserError", "one_line"]
 
 LONGEST = 1200
 
@@ -16,6 +18,14 @@ class UserError(ValueError):
     def __init__(self, message: str, *, advice: str = "", exit_code: int = 1) -> None:
         super().__init__(one_line(message) + advice)
         self.exit_code = exit_code
+
+
+class NotRecordedError(UserError):
+    """A run cannot take what was computed of it (a full disk, a folder of somebody else's). ``result`` has it."""
+
+    def __init__(self, error: UserError, result: dict[str, Any]) -> None:
+        super().__init__(f"not recorded: {error}", exit_code=error.exit_code)
+        self.result = result
 
 
 def one_line(text: str) -> str:

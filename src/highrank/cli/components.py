@@ -12,7 +12,7 @@ from highrank.cli.options import (
     add_split_option,
     add_stage_option,
 )
-from highrank.cli.output import add_json_option, print_result
+from highrank.cli.output import add_json_option, computed, print_result
 
 __all__ = ["add_parser", "run"]
 
@@ -51,16 +51,21 @@ def run(arguments: argparse.Namespace) -> int:
     with machine(arguments) as where:
         run_folder = RunFolder.open(arguments.folder)
         control = None if arguments.control is None else RunFolder.open(arguments.control)
-        result = components_run(
-            run_folder,
-            corpus_of(run_folder, arguments.data),
-            arguments.split,
-            stage=arguments.stage,
-            control=control,
-            device=where.device,
-            display=where.display,
+        corpus = corpus_of(run_folder, arguments.data)
+        result, unrecorded = computed(
+            lambda: components_run(
+                run_folder,
+                corpus,
+                arguments.split,
+                stage=arguments.stage,
+                control=control,
+                device=where.device,
+                display=where.display,
+            )
         )
     print_result(result, _lines(result), as_json=arguments.json)
+    if unrecorded is not None:
+        raise unrecorded
     return 0
 
 

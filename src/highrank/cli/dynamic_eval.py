@@ -11,7 +11,7 @@ from highrank.cli.options import (
     add_workers_options,
     positive_int,
 )
-from highrank.cli.output import add_json_option, print_result
+from highrank.cli.output import add_json_option, computed, print_result
 
 __all__ = ["add_parser", "run"]
 
@@ -91,15 +91,17 @@ def run(arguments: argparse.Namespace) -> int:
         )
         if not where.workers.is_first:
             return 0  # the walk over the text is one worker's
-        result = dynamic_evaluate_run(
-            run_folder,
-            corpus,
-            splits,
-            settings,
-            stage=arguments.stage,
-            search_tokens=arguments.search,
-            device=where.device,
-            display=where.display,
+        result, unrecorded = computed(
+            lambda: dynamic_evaluate_run(
+                run_folder,
+                corpus,
+                splits,
+                settings,
+                stage=arguments.stage,
+                search_tokens=arguments.search,
+                device=where.device,
+                display=where.display,
+            )
         )
     chosen = result["settings"]
     lines = [
@@ -109,4 +111,6 @@ def run(arguments: argparse.Namespace) -> int:
         for split in splits
     ]
     print_result(result, lines, as_json=arguments.json)
+    if unrecorded is not None:
+        raise unrecorded
     return 0

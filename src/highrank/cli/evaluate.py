@@ -12,7 +12,7 @@ from highrank.cli.options import (
     add_workers_options,
     positive_int,
 )
-from highrank.cli.output import add_json_option, print_result
+from highrank.cli.output import add_json_option, computed, print_result
 from highrank.errors import UserError
 
 __all__ = ["add_parser", "run"]
@@ -82,12 +82,14 @@ def run(arguments: argparse.Namespace) -> int:
             "workers": where.workers,
         }
         if arguments.temperature is None:
-            result = evaluate_run(*text, paper=arguments.paper, **how)
+            result, unrecorded = computed(lambda: evaluate_run(*text, paper=arguments.paper, **how))
         else:
-            result = evaluate_run_at(*text, arguments.temperature, **how)
+            result, unrecorded = computed(lambda: evaluate_run_at(*text, arguments.temperature, **how))
     if not where.workers.is_first:
         return 0
     print_result(result, [_line(result)], as_json=arguments.json)
+    if unrecorded is not None:
+        raise unrecorded
     return 0
 
 

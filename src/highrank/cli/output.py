@@ -3,9 +3,12 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-__all__ = ["add_json_option", "notice", "print_result"]
+from highrank.errors import NotRecordedError
+
+__all__ = ["add_json_option", "computed", "notice", "print_result"]
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +18,14 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 def notice(message: str) -> None:
     """Say something to the person at the terminal without touching standard output."""
     print(message, file=sys.stderr, flush=True)
+
+
+def computed(compute: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], NotRecordedError | None]:
+    """What ``compute`` returns; or what it computed, and the error, to be raised once that is printed."""
+    try:
+        return compute(), None
+    except NotRecordedError as error:
+        return error.result, error
 
 
 def print_result(result: Mapping[str, object], lines: Iterable[str], *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from highrank.cli.options import (
     add_stage_option,
     positive_int,
 )
-from highrank.cli.output import add_json_option, print_result
+from highrank.cli.output import add_json_option, computed, print_result
 from highrank.errors import UserError
 
 __all__ = ["add_parser", "run"]
@@ -77,7 +78,7 @@ def _rank_runs(arguments: argparse.Namespace) -> int:
     from highrank.runs import RunFolder
     from highrank.train import corpus_of
 
-    results = []
+    results, unrecorded = [], None
     with machine(arguments) as where:
         runs = [RunFolder.open(folder) for folder in arguments.folders]
         corpora = [corpus_of(folder, arguments.data) for folder in runs]
@@ -85,20 +86,24 @@ def _rank_runs(arguments: argparse.Namespace) -> int:
             folder.load_model(arguments.stage)
             folder.check_corpus(corpus)
         for folder, corpus in zip(runs, corpora, strict=True):
-            results.append(
-                rank_run(
-                    folder,
-                    corpus,
-                    arguments.split,
-                    contexts=arguments.contexts,
-                    stage=arguments.stage,
-                    device=where.device,
-                    display=where.display,
-                )
+            measure = partial(
+                rank_run,
+                folder,
+                corpus,
+                arguments.split,
+                contexts=arguments.contexts,
+                stage=arguments.stage,
+                device=where.device,
+                display=where.display,
             )
+            result, error = computed(measure)
+            results.append(result)
+            unrecorded = unrecorded or error
     vocabularies = {folder.vocabulary.words for folder in runs}
-    result = {"runs": results, "same_vocabulary": len(vocabularies) == 1, "paper": list(PAPER_RANKS)}
-    print_result(result, _lines(results, PAPER_RANKS, len(vocabularies) == 1), as_json=arguments.json)
+    told = {"runs": results, "same_vocabulary": len(vocabularies) == 1, "paper": list(PAPER_RANKS)}
+    print_result(told, _lines(results, PAPER_RANKS, len(vocabularies) == 1), as_json=arguments.json)
+    if unrecorded is not None:
+        raise unrecorded
     return 0
 
 

@@ -13,8 +13,7 @@ from highrank.errors import UserError
 from highrank.evaluate.bands import Bands
 from highrank.evaluate.component_figures import concentration, entropies, examples, gain_bands, gain_over, gains, use
 from highrank.evaluate.components import TextStatistics, component_differences, text_statistics
-from highrank.evaluate.of_run import keep
-from highrank.files import file_sha256
+from highrank.evaluate.of_run import recording
 from highrank.perplexity import perplexity
 from highrank.progress import SILENT, Display
 from highrank.runs import RunFolder
@@ -72,7 +71,8 @@ def components_run(
     In rows ``to`` is included, and null where there is no end. Frequencies are counts in the training text; a line
     position is the number of words of the line before the target; text positions count from the start of the split.
 
-    Raises UserError: the head has no components, or the control has another vocabulary.
+    Raises UserError: the head has no components, or the control has another vocabulary; NotRecordedError, with the
+    result, where the run cannot be written.
     """
     began = time.perf_counter()
     run.check_corpus(corpus)
@@ -80,6 +80,7 @@ def components_run(
     if control is not None:
         check_same_vocabulary(run, control)
     stage = stage or run.last_stage()
+    stamp = run.model_stamp(stage)
     model = run.load_model(stage, device=device)
     tokens = corpus.tokens[split]
     text = text_statistics(model, tokens, contexts=CONTEXTS, what=f"components: {split}", display=display)
@@ -89,11 +90,11 @@ def components_run(
     against = None
     if control is not None:
         against = _against(control, text, tokens, bands, f"control: {split}", device, display)
-    result = {
+    figures = {
         "format": 1,
         "stage": stage,
         "split": split,
-        "model_sha256": file_sha256(run.best_model_path(stage)),
+        "model_sha256": stamp.sha256,
         "head": run.config.model.head,
         "num_components": text.prior.shape[1],
         "context_features": model.head.context_features,
@@ -117,8 +118,10 @@ def components_run(
         "device": str(device),
         "elapsed_s": round(time.perf_counter() - began, 3),
     }
-    keep(run, COMPONENTS_FILE, result)
-    return {"run": str(run.path)} | result
+    result = {"run": str(run.path)} | figures
+    with recording(result):
+        run.write_figures(COMPONENTS_FILE, figures, of=stamp, notice=display.message)
+    return result
 
 
 def check_has_components(run: RunFolder) -> None:

@@ -1,9 +1,9 @@
 """Evaluating a run: its model, its text, its cached statistics, and results that are kept with it."""
 
 import hashlib
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,15 @@ import torch
 
 from highrank.data import Corpus
 from highrank.data.batches import SHORTEST_TRAINING_COLUMN
-from highrank.errors import UserError
+from highrank.errors import NotRecordedError, UserError
 from highrank.evaluate.adaptation import DynamicSettings, GradientStatistics
 from highrank.evaluate.dynamic import dynamic_evaluate, gradient_statistics
 from highrank.evaluate.perplexity import Evaluation, evaluate
 from highrank.evaluate.search import search_settings
-from highrank.files import explained, file_sha256, new_file, write_text
+from highrank.files import explained, new_file
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
-from highrank.runs import RunFolder, parse_config, writing
+from highrank.runs import ModelStamp, RunFolder, parse_config, writing
 from highrank.runs.listing import dynamic_figures
 from highrank.runs.tensors import read_tensors, write_tensors
 from highrank.workers import ALONE, Workers
@@ -33,9 +33,9 @@ __all__ = [
     "dynamic_settings",
     "evaluate_run",
     "has_dynamic_result",
-    "keep",
     "known_statistics",
     "prepare_statistics",
+    "recording",
 ]
 
 SPLITS = ("train", "valid", "test")
@@ -57,6 +57,7 @@ def evaluate_run(
     """Loss and perplexity of the best model of a stage on a split; recorded if exact (batch 1, every token).
 
     ``paper``: the original's batches (10 for validation, 1 for test) and its way of counting, which is a little low.
+    Raises NotRecordedError, with the result, where the run cannot be written.
     """
     run.check_corpus(corpus)
     stage = stage or workers.first(run.last_stage)
@@ -68,10 +69,25 @@ def evaluate_run(
     )
     if paper:
         evaluation = evaluation.in_the_paper_way(batch)
-    result = as_result(evaluation) | {"batch": batch, "counted": "paper" if paper else "every predicted token"}
+    figures = as_result(evaluation) | {"batch": batch, "counted": "paper" if paper else "every predicted token"}
+    result = {"run": str(run.path), "stage": stage, "split": split} | figures
+
+    def record() -> None:
+        with recording(result):
+            run.add_result(stage, {split: figures}, of=stamp, notice=display.message)
+
     if batch == 1 and not paper:
-        workers.first(lambda: run.add_result(stage, {split: result}, of=stamp, notice=display.message))
-    return {"run": str(run.path), "stage": stage, "split": split} | result
+        workers.first(record)
+    return result
+
+
+@contextmanager
+def recording(result: dict[str, Any]) -> Iterator[None]:
+    """Inside, what the run cannot take raises NotRecordedError, with the whole result: it may have taken hours."""
+    try:
+        yield
+    except UserError as error:
+        raise NotRecordedError(error, result) from error
 
 
 def dynamic_settings(
@@ -100,7 +116,8 @@ def dynamic_evaluate_run(
     """Dynamic evaluation of the best model of a stage on ``splits``; recorded.
 
     With ``search_tokens`` lr and lamb are tuned on so many tokens of the validation text first. The recorded
-    ``elapsed_s`` is that of statistics (unless cached), search and evaluation together.
+    ``elapsed_s`` is that of statistics (unless cached), search and evaluation together. Raises NotRecordedError, with
+    the result, where the run cannot be written.
     """
     began = time.perf_counter()
     run.check_corpus(corpus)
@@ -110,7 +127,7 @@ def dynamic_evaluate_run(
     stage = stage or run.last_stage()
     stamp = run.model_stamp(stage)
     model = run.load_model(stage, device=device)
-    statistics = cached_statistics(run, stage, model, corpus, settings, display)
+    statistics = cached_statistics(run, stamp, model, corpus, settings, display)
     result: dict[str, Any] = {"run": str(run.path), "stage": stage}
     if search_tokens:
         trials = search_settings(model, part, statistics, settings, display=display)
@@ -133,7 +150,7 @@ def dynamic_evaluate_run(
         )
         result[split] = as_result(evaluation)
     if settings.weight_dropout_seed is None:
-        with writing(run.path):
+        with recording(result), writing(run.path):
             earlier = run.results.get("dynamic", {})
             goes_on = has_dynamic_result(run, stage, settings)
             elapsed_s = (earlier.get("elapsed_s", 0.0) if goes_on else 0.0) + time.perf_counter() - began
@@ -172,21 +189,23 @@ def prepare_statistics(
         return  # it computes them itself
     run.check_corpus(corpus)
     stage = stage or workers.first(run.last_stage)
+    stamp = workers.first(lambda: run.model_stamp(stage))
     model = run.load_model(stage, device=device, workers=workers)
-    cached_statistics(run, stage, model, corpus, settings, display, workers)
+    cached_statistics(run, stamp, model, corpus, settings, display, workers)
 
 
 def known_statistics(
     run: RunFolder,
-    stage: str,
+    of: ModelStamp,
     model: LanguageModel,
     corpus: Corpus,
     settings: DynamicSettings,
     *,
     display: Display = SILENT,
 ) -> GradientStatistics | None:
-    """The gradient statistics that an earlier dynamic evaluation of this model left in the run, if one did."""
-    return _read_statistics(_statistics_file(run, stage, corpus, settings)[0], model, display)
+    """The gradient statistics that an earlier dynamic evaluation left in the run, if one did. ``model`` is that of the
+    stamp, which was taken before it was loaded."""
+    return _read_statistics(_statistics_file(run, of, corpus, settings)[0], model, display)
 
 
 def has_dynamic_result(run: RunFolder, stage: str, settings: DynamicSettings, *splits: str) -> bool:
@@ -200,15 +219,18 @@ def has_dynamic_result(run: RunFolder, stage: str, settings: DynamicSettings, *s
 
 def cached_statistics(
     run: RunFolder,
-    stage: str,
+    of: ModelStamp,
     model: LanguageModel,
     corpus: Corpus,
     settings: DynamicSettings,
     display: Display,
     workers: Workers = ALONE,
 ) -> GradientStatistics:
-    """The pass over the training text, once for a model, a text and its settings; then it is read from the run."""
-    path, batch = _statistics_file(run, stage, corpus, settings, workers)
+    """The pass over the training text, once for a model, a text and its settings; then it is read from the run.
+
+    ``model`` is that of the stamp, which was taken before it was loaded.
+    """
+    path, batch = _statistics_file(run, of, corpus, settings)
     known = workers.first(lambda: _read_statistics(path, model, display))
     if known is not None:
         return known
@@ -221,18 +243,16 @@ def cached_statistics(
         display=display,
         workers=workers,
     )
-    workers.first(lambda: _write_statistics(run, path, statistics))
+    workers.first(lambda: _write_statistics(run, path, statistics, display))
     return statistics
 
 
-def _statistics_file(
-    run: RunFolder, stage: str, corpus: Corpus, settings: DynamicSettings, workers: Workers = ALONE
-) -> tuple[Path, int]:
+def _statistics_file(run: RunFolder, of: ModelStamp, corpus: Corpus, settings: DynamicSettings) -> tuple[Path, int]:
     """Where the statistics of a model, a text and its settings are kept, and the batch of their pass."""
     tokens = corpus.tokens["train"]
     batch = min(run.config.dynamic.batch, max(1, len(tokens) // SHORTEST_TRAINING_COLUMN))  # for very short texts
     facts = [
-        workers.first(lambda: file_sha256(run.best_model_path(stage))),
+        of.sha256,
         corpus.sha256["train"],
         len(tokens),
         batch,
@@ -240,7 +260,7 @@ def _statistics_file(
         settings.weight_dropout_seed,
     ]
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    return run.stage_folder(stage) / f"gradient-statistics-{key}.safetensors", batch
+    return run.statistics_path(of.stage, key), batch
 
 
 def _read_statistics(path: Path, model: LanguageModel, display: Display) -> GradientStatistics | None:
@@ -259,15 +279,12 @@ def _read_statistics(path: Path, model: LanguageModel, display: Display) -> Grad
     return GradientStatistics({name: tensor.to(device) for name, tensor in tensors.items()}, int(segments))
 
 
-def _write_statistics(run: RunFolder, path: Path, statistics: GradientStatistics) -> None:
-    with writing(run.path), explained(path), new_file(path) as temporary:
-        write_tensors(temporary, {**statistics.squares, "segments": torch.tensor(statistics.segments)})
-
-
-def keep(run: RunFolder, name: str, result: Mapping[str, Any]) -> None:
-    """Write figures as the JSON file ``name`` of the run, in place of earlier ones."""
-    with writing(run.path), explained(run.path / name):
-        write_text(run.path / name, json.dumps(result, indent=1, allow_nan=False) + "\n")
+def _write_statistics(run: RunFolder, path: Path, statistics: GradientStatistics, display: Display) -> None:
+    try:
+        with writing(run.path), explained(path), new_file(path) as temporary:
+            write_tensors(temporary, {**statistics.squares, "segments": torch.tensor(statistics.segments)})
+    except UserError as error:
+        display.message(f"the gradient statistics are not kept, another evaluation computes them again: {error}")
 
 
 def as_result(evaluation: Evaluation) -> dict[str, Any]:

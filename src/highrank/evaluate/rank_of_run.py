@@ -11,9 +11,8 @@ from torch import Tensor
 from highrank.data import Corpus
 from highrank.errors import UserError
 from highrank.evaluate.held_out import evenly_spaced, hidden_states, in_float64
-from highrank.evaluate.of_run import keep
+from highrank.evaluate.of_run import recording
 from highrank.evaluate.rank import announce_memory, measure_rank
-from highrank.files import file_sha256
 from highrank.heads import Head, MixtureOfSoftmaxes
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
@@ -52,11 +51,13 @@ def rank_run(
         dtype, hidden_dtype, device, elapsed_s
         singular_values: descending; fewer than min(contexts, vocabulary) where the others are below the threshold
 
-    Raises UserError: fewer contexts in the text than asked for, or what ``rank`` raises.
+    Raises UserError: fewer contexts in the text than asked for, or what ``rank`` raises; NotRecordedError, with the
+    result, where the run cannot be written.
     """
     began = time.perf_counter()
     run.check_corpus(corpus)
     stage = stage or run.last_stage()
+    stamp = run.model_stamp(stage)
     model = run.load_model(stage, device=device)
     tokens = corpus.tokens[split]
     available = len(tokens) - 1
@@ -68,11 +69,11 @@ def rank_run(
     announce_memory(contexts, model.vocab_size, device, display)
     matrix_NV = log_prob_matrix(model, tokens, evenly_spaced(contexts, available), what=split, display=display)
     found = measure_rank(matrix_NV, display=display)
-    result = {
+    figures = {
         "format": 1,
         "stage": stage,
         "split": split,
-        "model_sha256": file_sha256(run.best_model_path(stage)),
+        "model_sha256": stamp.sha256,
         "head": run.config.model.head,
         "num_components": 1 if run.config.model.head == "softmax" else run.config.model.num_components,
         "context_features": model.head.context_features,
@@ -81,8 +82,10 @@ def rank_run(
         "hidden_dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "elapsed_s": round(time.perf_counter() - began, 3),
     }
-    keep(run, RANK_FILE, result)
-    return {"run": str(run.path)} | result
+    result = {"run": str(run.path)} | figures
+    with recording(result):
+        run.write_figures(RANK_FILE, figures, of=stamp, notice=display.message)
+    return result
 
 
 def rank_bound(head: Head) -> int | None:

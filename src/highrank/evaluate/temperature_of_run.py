@@ -6,7 +6,7 @@ import torch
 
 from highrank.data import Corpus
 from highrank.errors import UserError
-from highrank.evaluate.of_run import as_result
+from highrank.evaluate.of_run import as_result, recording
 from highrank.evaluate.temperature import TemperatureSearch, check_temperature, evaluate_at, tune_temperature
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
@@ -35,7 +35,8 @@ def evaluate_run_at(
     "tune": at that of the lowest loss on the validation text, which may not be the split. Recorded if exact (batch 1),
     as ``tempered`` of the stage in results.json, with the temperature and where it came from; of one temperature, so
     that another one takes its place. ``untempered``: the loss at 1, of the same pass.
-    Raises UserError for a temperature below 0.001, or one tuned on the split.
+    Raises UserError for a temperature below 0.001, or one tuned on the split; NotRecordedError, with the result, where
+    the run cannot be written.
     """
     workers.first(lambda: _check(temperature, split))
     run.check_corpus(corpus)
@@ -59,11 +60,17 @@ def evaluate_run_at(
         display=display,
         workers=workers,
     )
-    result = as_result(tempered) | {"batch": batch, "counted": "every predicted token"}
-    if batch == 1:
-        workers.first(lambda: _record(run, stamp, settings, {split: result}, display))
+    figures = as_result(tempered) | {"batch": batch, "counted": "every predicted token"}
     plain = {"loss_nats": untempered.loss_nats, "perplexity": untempered.perplexity}
-    return {"run": str(run.path), "stage": stage, "split": split} | settings | result | {"untempered": plain}
+    result = {"run": str(run.path), "stage": stage, "split": split} | settings | figures | {"untempered": plain}
+
+    def record() -> None:
+        with recording(result):
+            _record(run, stamp, settings, {split: figures}, display)
+
+    if batch == 1:
+        workers.first(record)
+    return result
 
 
 def _check(temperature: float | Literal["tune"], split: str) -> None:

@@ -105,6 +105,7 @@ class Explorer:
         self.run = run
         self.stage = stage or run.last_stage()
         self.vocabulary = run.vocabulary
+        self._stamp = run.model_stamp(self.stage)  # of what is loaded now: training may go on beside the page
         self.model = run.load_model(self.stage, device=device)
         self.settings = dynamic_settings(run)
         self._corpus = corpus
@@ -181,7 +182,7 @@ class Explorer:
 
     def _measure(self, display: Display) -> _Statistics:
         corpus = self._corpus()
-        known = known_statistics(self.run, self.stage, self.model, corpus, self.settings, display=display)
+        known = known_statistics(self.run, self._stamp, self.model, corpus, self.settings, display=display)
         if known is not None:
             return _Statistics(known, "a pass over all of the training text, kept in the run")
         tokens = corpus.tokens["train"]

@@ -225,12 +225,13 @@ def _add_passage(
     if recorded.get("stage") == stage:  # as it was scored, after a search perhaps
         with subject.noted("dynamic"):
             settings = _recorded_settings(recorded, settings)
+    stamp = run.model_stamp(stage)
     model = run.load_model(stage, device=device)
     statistics: GradientStatistics | None = None
     with subject.noted("dynamic"):
-        statistics = known_statistics(run, stage, model, corpus, settings, display=display)
+        statistics = known_statistics(run, stamp, model, corpus, settings, display=display)
         if statistics is None and wanted.dynamic:
-            statistics = cached_statistics(run, stage, model, corpus, settings, display)
+            statistics = cached_statistics(run, stamp, model, corpus, settings, display)
         if statistics is None:
             raise UserError(
                 f"the passage is without dynamic evaluation: highrank dynamic-eval {run.path}, or report --dynamic, "

@@ -143,6 +143,12 @@ class RunFolder:
                 )
             until_replaced.enter_context(writing(self.path))  # no result of the one before is added now
             self.forget_results_of(stage)
+            for statistics in self.statistics_path(stage, "*").parent.glob(self.statistics_path(stage, "*").name):
+                statistics.unlink(missing_ok=True)  # each is as large as a model, and of the one before
+
+    def statistics_path(self, stage: str, key: str) -> Path:
+        """Where gradient statistics of the best model of a stage are kept; ``key`` tells which."""
+        return self.stage_folder(stage) / f"gradient-statistics-{key}.safetensors"
 
     def model_stamp(self, stage: str) -> ModelStamp:
         path = self.best_model_path(stage)
@@ -278,14 +284,34 @@ class RunFolder:
         One ``of`` a model is left out, and ``notice`` told so, if training has found a better one of its stage since.
         """
         with writing(self.path):
-            is_of_the_best = of is None or of == self.model_stamp(of.stage)
-            if is_of_the_best:
-                results = self.results
-                earlier = {} if replace else results.get(name, {})
-                self._write_results({**results, name: {**earlier, **result}})
-        if of is not None and not is_of_the_best:
-            notice(f"not recorded: {self.path} has a newer model of {of.stage} than the one that was evaluated")
-        return is_of_the_best
+            if of is not None and not self._has_still(of, notice):
+                return False
+            results = self.results
+            earlier = {} if replace else results.get(name, {})
+            self._write_results({**results, name: {**earlier, **result}})
+        return True
+
+    def write_figures(
+        self,
+        name: str,
+        figures: Mapping[str, Any],
+        *,
+        of: ModelStamp,
+        notice: Callable[[str], None] = SILENT.message,
+    ) -> bool:
+        """Write the JSON file ``name``, in place of an earlier one; left out and said as by ``add_result``."""
+        path = self.path / name
+        with writing(self.path), explained(path):
+            if not self._has_still(of, notice):
+                return False
+            write_text(path, json.dumps(figures, indent=1, allow_nan=False) + "\n")
+        return True
+
+    def _has_still(self, of: ModelStamp, notice: Callable[[str], None]) -> bool:
+        if of == self.model_stamp(of.stage):
+            return True
+        notice(f"not recorded: {self.path} has a newer model of {of.stage} than the one that was measured")
+        return False
 
     def _write_results(self, results: Mapping[str, Any]) -> None:
         path = self.path / "results.json"
