@@ -18,11 +18,13 @@ __all__ = [
     "explained",
     "file_sha256",
     "install_folder",
+    "is_free",
     "leftovers",
     "new_file",
     "new_folder",
     "remove_folder",
     "remove_leftovers",
+    "set_aside",
     "temporary_folder",
     "to_disk",
     "write_all",
@@ -76,6 +78,11 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_free(path: Path) -> bool:
+    """Can a new folder have this name? Where nothing is, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def install_folder(temporary: Path, target: Path) -> bool:
@@ -159,11 +166,16 @@ def remove_leftovers(*folders: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def set_aside(path: Path) -> Path:
+    """Give ``path`` a temporary name beside it, at once, under which it may be removed slowly."""
+    aside = _temporary_name(path.parent)
+    os.rename(path, aside)
+    return aside
+
+
 def remove_folder(path: Path) -> None:
     """Remove ``path`` with all that is in it. A kill in the middle leaves no half of it under its own name."""
-    leaving = _temporary_name(path.parent)
-    os.rename(path, leaving)
-    shutil.rmtree(leaving)
+    shutil.rmtree(set_aside(path))
 
 
 def to_disk(path: Path) -> None:

@@ -63,6 +63,24 @@ def test_a_run_folder_that_exists_stays_as_it_is(trained: Path, small_text: Path
     assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
 
 
+@pytest.mark.parametrize("options", [[], ["--resume"]], ids=" ".join)
+def test_an_empty_folder_is_no_run(options: list[str], small_text: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    short = ["--set", "train.epochs=1", "--set", "data.train_tokens=1000"]
+    done = here("train", RECIPE, "--data", small_text, "--out", tmp_path / "run", "--device", "cpu", *short, *options)
+    assert done.returncode == 0, done.stderr
+    assert RunFolder.open(tmp_path / "run").results["train"]["epochs"] == 1
+
+
+def test_what_a_killed_fine_tuning_was_writing_is_no_fine_tuning(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(run / "finetune")
+    (run / "finetune" / ".new-0123").mkdir(parents=True)
+    done = here("finetune", run, "--device", "cpu", "--set", "finetune.epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert not (run / "finetune" / ".new-0123").exists()
+
+
 def test_a_folder_whose_name_is_not_utf8(small_text: Path, tmp_path: Path) -> None:
     out = tmp_path / os.fsdecode(b"run-\xe9")
     one_line(here("train", RECIPE, "--data", small_text, "--out", out), "expected a name in UTF-8", codes=(2,))

@@ -228,6 +228,22 @@ def test_settings_come_from_the_recipe_of_the_same_sizes(corpora: Path, tmp_path
     assert run.config == read_config(find_recipe("penn"))
 
 
+def test_an_import_that_the_disk_has_no_room_for_leaves_nothing(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise UserError("no space left")
+
+    file, out = save(original(vocab_size=WORDS).state_dict(), tmp_path / "state.pt"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_best", full)
+        with pytest.raises(UserError, match="no space left"):
+            import_original(file, out, data=str(text))
+    assert not out.exists()
+    import_original(file, out, data=str(text))
+    assert RunFolder.open(out).best_model_path("train").exists()
+
+
 def test_a_corpus_of_another_size_is_refused(tmp_path: Path, text: Path) -> None:
     file, out = save(original(vocab_size=WORDS + 1).state_dict(), tmp_path / "state.pt"), str(tmp_path / "run")
     with pytest.raises(UserError, match=r"the model has 41 words, the corpus small in .* has 40;") as caught:

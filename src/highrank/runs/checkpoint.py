@@ -7,6 +7,7 @@ checkpoint-00001106/model.safetensors   the weights being trained
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from highrank.errors import UserError
-from highrank.files import explained, file_sha256, new_folder, remove_folder, to_disk
+from highrank.files import explained, file_sha256, new_folder, remove_folder, set_aside, to_disk
 from highrank.reading import file_size, read_json
 from highrank.runs.records import checkpoint_folders
 from highrank.runs.tensors import read_tensors, write_tensors
@@ -46,6 +47,7 @@ def save_checkpoint(
     """
     path = folder / f"checkpoint-{step:08d}"
     contents = dict(zip(TENSOR_FILES, (model, tensors), strict=True))
+    replaced: Path | None = None
     with explained(path), new_folder(path) as temporary:
         for name, content in contents.items():
             write_tensors(temporary / name, content)
@@ -54,8 +56,10 @@ def save_checkpoint(
         (temporary / "state.json").write_text(text, encoding="utf-8")
         _read_back(path, temporary, contents, text)
         if path.exists():  # of the same step: from within the epoch that has ended now, or damaged and passed over
-            remove_folder(path)
+            replaced = set_aside(path)
     with explained(path):
+        if replaced is not None:
+            shutil.rmtree(replaced)
         _prune(folder, path)
     return path
 

@@ -24,7 +24,16 @@ from highrank import __version__
 from highrank.data import Corpus, Vocabulary, is_published
 from highrank.data.catalog import present_folder
 from highrank.errors import UserError
-from highrank.files import append_line, explained, file_sha256, new_file, new_folder, remove_leftovers, write_text
+from highrank.files import (
+    append_line,
+    explained,
+    file_sha256,
+    is_free,
+    new_file,
+    new_folder,
+    remove_leftovers,
+    write_text,
+)
 from highrank.models import LanguageModel
 from highrank.progress import SILENT
 from highrank.runs.build import build_model
@@ -66,13 +75,13 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Config, vocabulary: Vocabulary, corpus: Corpus | None) -> "RunFolder":
-        """A new run folder. Raises UserError if something is there already."""
+        """A new run folder; an empty one may be there. Raises UserError if something else is."""
         try:
             str(path).encode()
         except UnicodeEncodeError as error:
             raise UserError(f"{str(path)!r}: expected a name in UTF-8, which tensor files need", exit_code=2) from error
         taken = UserError(f"{path}: exists already; go on with --resume, or give another folder with --out")
-        if path.exists():
+        if not is_free(path):
             raise taken
         facts: dict[str, Any] = {
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

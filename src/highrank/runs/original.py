@@ -5,7 +5,6 @@ The original saved whole modules, which cannot be read without running their cod
 training settings are not in it and come from the recipe of the same sizes, else from the defaults.
 """
 
-import hashlib
 import io
 import pickle
 import re
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from highrank.data import find_corpus, load_corpus
 from highrank.data.catalog import CATALOG
 from highrank.errors import UserError
+from highrank.files import file_sha256, is_free, remove_folder
 from highrank.runs.build import build_model
 from highrank.runs.config import Config, parse_config, read_config
 from highrank.runs.folder import RunFolder
@@ -98,7 +98,7 @@ def import_original(
 
     Raises UserError: the file cannot be read or is not such a model; no corpus, or one of another vocabulary size.
     """
-    if out.exists():
+    if not is_free(out):
         raise UserError(f"{out}: exists already; give another folder with --out")
     sizes, tensors = from_original(read_state_dict(file), source=str(file))
     name = corpus_name or BY_VOCABULARY.get(sizes.vocab_size)
@@ -122,9 +122,12 @@ def import_original(
     model = build_model(config, sizes.vocab_size)
     put_model_tensors(model, tensors, source=file)
     run = RunFolder.create(out, config, corpus.vocabulary, corpus)
-    run.save_best("train", model_tensors(model))
-    with file.open("rb") as opened:
-        run.log(f"imported from {file} (sha256 {hashlib.file_digest(opened, 'sha256').hexdigest()})")
+    try:
+        run.save_best("train", model_tensors(model))
+        run.log(f"imported from {file} (sha256 {file_sha256(file)})")
+    except BaseException:  # a run without its model would only be in the way of the next attempt
+        remove_folder(out)
+        raise
     return Imported(run, recipe)
 
 

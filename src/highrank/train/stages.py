@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from highrank.data import Corpus, find_corpus, is_published, load_corpus
 from highrank.errors import UserError
+from highrank.files import is_free
 from highrank.progress import SILENT, Display
 from highrank.runs import STAGES, Config, RunFolder, at_work, parse_config
 from highrank.runs.config import changed_settings
@@ -88,7 +89,7 @@ def open_or_create(
     that has come to its end stay, and ``notice`` is told of others that were asked for.
     """
     check_can_train(config, corpus, workers, device)  # before anything is written
-    if not (resume and path.exists()):
+    if not resume or is_free(path):
         if resume:
             notice(f"nothing to resume in {path}: starting")
         return RunFolder.create(path, config, corpus.vocabulary, corpus)
@@ -180,7 +181,7 @@ def finetune(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool =
 
 def _check_not_begun(run: RunFolder, resume: bool) -> None:
     folder = run.stage_folder("finetune")
-    if not resume and any(folder.glob("*[!.]*")):
+    if not resume and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{folder}: exists already; go on with --resume, or remove it")
 
 
