@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from highrank.ops import FLOP_FORMULAS, LossOptions, Settings, check_options, choose, fused_log_prob
+from highrank.ops.reference import mixture_log_prob as reference_log_prob
 
 __all__ = [
     "FLOP_FORMULAS",
@@ -159,6 +160,7 @@ def mixture_log_prob(
     weight: Tensor,
     *,
     bias: Tensor | None = None,
+    implementation: str = "auto",
     options: LossOptions | None = None,
 ) -> Tensor:
     """Log-probabilities of a mixture of K softmaxes, without storing (tokens, K, V).
@@ -172,19 +174,21 @@ def mixture_log_prob(
     Memory beside the result: 2 + 2 / K blocks of ``options.block_bytes``, one more in half precision (but on a CPU one
     in all, and as many strips of 4 MiB), and O(tokens * K). Backward, which computes the logits again, takes 2 + 2 / K
     blocks, in half precision 5 + 4 / K, beside the gradients, their sums and the upstream gradient (*, V).
-    Gradients are exact; a second derivative raises, and so do forward mode and derivatives by ``torch.func``.
+    Gradients are exact; a second derivative raises, and so do forward mode and derivatives by ``torch.func``, but with
+    ``implementation="reference"``, the definition, which stores (tokens, K, V) and sums in the inputs' dtype. The other
+    names of ``mixture_cross_entropy`` are all one here.
     Raises ValueError (for ``options`` TypeError) naming the argument, what was expected and what came.
     """
     context, prior_logits, weight, bias = _autocast(context, prior_logits, weight, bias)
     _check(context, prior_logits, weight, bias)
+    choose(implementation, context.device)
+    inputs = context.reshape(-1, *context.shape[-2:]), prior_logits.reshape(-1, prior_logits.shape[-1]), weight, bias
+    settings = _settings(options, context, weight)
     with _no_autocast(context.device.type):
-        log_prob_NV = fused_log_prob(
-            context.reshape(-1, *context.shape[-2:]),
-            prior_logits.reshape(-1, prior_logits.shape[-1]),
-            weight,
-            bias,
-            _settings(options, context, weight),
-        )
+        if implementation == "reference":
+            log_prob_NV = reference_log_prob(*inputs)
+        else:
+            log_prob_NV = fused_log_prob(*inputs, settings)
     return log_prob_NV.view(*context.shape[:-2], weight.shape[0])
 
 

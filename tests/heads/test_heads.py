@@ -362,6 +362,8 @@ def test_the_definition_can_be_asked_for(name: str) -> None:
     torch.testing.assert_close(loss, fused)
     [gradient] = torch.autograd.grad(loss, hidden, create_graph=True)
     assert torch.autograd.grad(gradient.pow(2).sum(), hidden)[0].isfinite().all()  # which the fused loss refuses
+    [gradient] = torch.autograd.grad(head.log_prob(hidden)[:, 0].sum(), hidden, create_graph=True)
+    assert torch.autograd.grad(gradient.pow(2).sum(), hidden)[0].isfinite().all()
 
 
 @every_head

@@ -237,7 +237,9 @@ def test_what_is_not_supported_is_refused() -> None:
     assert prior_logits is not None
     assert weight is not None
     log_prob = mixture_log_prob(context, prior_logits, weight, bias=bias)
-    with pytest.raises(RuntimeError, match=r"the fused log-probability has no second derivative .*torch\.logsumexp"):
+    with pytest.raises(
+        RuntimeError, match=r"the fused log-probability has no second derivative .*implementation='reference'"
+    ):
         torch.autograd.grad(log_prob.sum(), [weight], create_graph=True)
     with (
         forward_ad.dual_level(),
@@ -246,3 +248,11 @@ def test_what_is_not_supported_is_refused() -> None:
         mixture_log_prob(forward_ad.make_dual(context, context), prior_logits, weight)
     with pytest.raises(RuntimeError, match=r"the fused log-probability has no torch\.func derivative"):
         torch.func.grad(lambda x: mixture_log_prob(x, prior_logits, weight).sum())(context)
+    by_definition = mixture_log_prob(context, prior_logits, weight, bias=bias, implementation="reference")
+    torch.testing.assert_close(by_definition, log_prob)
+    [gradient] = torch.autograd.grad(
+        by_definition.logsumexp(-1).sum() + by_definition[0, 0], [weight], create_graph=True
+    )
+    assert torch.autograd.grad(gradient.square().sum(), [weight])[0].count_nonzero() > 0
+    with pytest.raises(ValueError, match="implementation: expected auto, reference, chunked, triton, got 'fast'"):
+        mixture_log_prob(context, prior_logits, weight, implementation="fast")

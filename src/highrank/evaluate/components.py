@@ -13,6 +13,7 @@ from highrank.data.batches import Columns
 from highrank.evaluate.held_out import evenly_spaced, hidden_states, in_float64
 from highrank.heads import Head
 from highrank.models import LanguageModel
+from highrank.ops.reference import component_log_prob, mixture_of
 from highrank.progress import SILENT, Display
 
 __all__ = ["Differences", "Mixed", "TextStatistics", "component_differences", "mixed", "text_statistics"]
@@ -89,11 +90,9 @@ def mixed(head: Head, hidden_SH: Tensor) -> Mixed:
     """All of it at once, (S, K, V): for few contexts. ``head`` as from ``in_float64``."""
     with torch.no_grad():
         context_SKD, prior_logits_SK = head.components(hidden_SH.double())
-        logits_SKV = torch.nn.functional.linear(context_SKD, head.weight, head.bias)
-        component_SKV = torch.log_softmax(logits_SKV, -1)
-        log_prior_SK = torch.log_softmax(prior_logits_SK, -1)
-        log_prob_SV = torch.logsumexp(log_prior_SK.unsqueeze(-1) + component_SKV, 1)
-    return Mixed(component_SKV, log_prob_SV, log_prior_SK.exp())
+        component_SKV = component_log_prob(context_SKD, head.weight, head.bias)
+        log_prob_SV = mixture_of(prior_logits_SK, component_SKV)
+    return Mixed(component_SKV, log_prob_SV, torch.softmax(prior_logits_SK, -1))
 
 
 class Differences(NamedTuple):

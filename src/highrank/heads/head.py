@@ -129,7 +129,14 @@ class Head(nn.Module, ABC):
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Normalised log-probabilities (*, V) of hidden (*, H): see ``mixture_log_prob``."""
         context, prior_logits = self._components(hidden)
-        return mixture_log_prob(context, prior_logits, self.weight, bias=self.bias, options=self.options)
+        return mixture_log_prob(
+            context,
+            prior_logits,
+            self.weight,
+            bias=self.bias,
+            implementation=self.implementation,
+            options=self.options,
+        )
 
     @torch.no_grad()
     def predict(self, hidden: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ from highrank.ops.walk import Gradients, Needs, Settings
 __all__ = ["fused_log_prob"]
 
 WHAT = "the fused log-probability"
-INSTEAD = "; compute it with torch.log_softmax and torch.logsumexp"
 ARGUMENTS = (
     "Tensor context, Tensor prior_logits, Tensor weight, Tensor? bias, int block_bytes, ScalarType accumulation_dtype"
 )
@@ -42,8 +41,8 @@ def fused_log_prob(
     """(N, V) in the accumulation dtype, differentiable, of context (N, K, D), prior_logits (N, K), weight (V, D) and
     bias (V)."""
     inputs = (context, prior_logits, weight, bias)
-    refuse_forward_mode(inputs, WHAT, INSTEAD)
-    refuse_functional_gradient(inputs, WHAT, INSTEAD)
+    refuse_forward_mode(inputs, WHAT)
+    refuse_functional_gradient(inputs, WHAT)
     log_prob_NV: Tensor = torch.ops.highrank.mixture_log_prob(
         *inputs, settings.block_bytes, settings.accumulation_dtype
     )
@@ -165,7 +164,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, upstream_NV: Tensor | None) -> tuple[Tensor | None, ...]:
     if upstream_NV is None:
         return (None,) * len(ctx.needs_input_grad)
-    refuse_second_derivative(WHAT, INSTEAD)
+    refuse_second_derivative(WHAT)
     *inputs, log_prob_NV = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])
     grads = torch.ops.highrank.mixture_log_prob_gradients(*inputs, *ctx.how, log_prob_NV, upstream_NV, needs)

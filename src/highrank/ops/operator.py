@@ -126,28 +126,28 @@ def _requires_grad(x: Tensor) -> bool:
     return x.requires_grad
 
 
-def refuse_second_derivative(what: str = WHAT, instead: str = INSTEAD) -> None:
+def refuse_second_derivative(what: str = WHAT) -> None:
     # Grad mode is on in backward only under create_graph; the result would have no graph, and a penalty on the gradient
     # would vanish without a word.
     if torch.is_grad_enabled():
-        raise RuntimeError(f"{what} has no second derivative (create_graph=True){instead}")
+        raise RuntimeError(f"{what} has no second derivative (create_graph=True){INSTEAD}")
 
 
-def refuse_forward_mode(inputs: Inputs, what: str = WHAT, instead: str = INSTEAD) -> None:
+def refuse_forward_mode(inputs: Inputs, what: str = WHAT) -> None:
     # An operator without a rule for it would drop the tangents without a word. A compiler does not see those of the
     # arguments that it traces with, but it does trace again when a dual level is entered.
     unseen = torch.compiler.is_compiling() and forward_ad._current_level >= 0
     if unseen or any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in inputs):
-        raise RuntimeError(f"{what} has no forward-mode derivative{instead}")
+        raise RuntimeError(f"{what} has no forward-mode derivative{INSTEAD}")
 
 
-def refuse_functional_gradient(inputs: Inputs, what: str = WHAT, instead: str = INSTEAD) -> None:
+def refuse_functional_gradient(inputs: Inputs, what: str = WHAT) -> None:
     # PyTorch would refuse too, but speak of the inside of an autograd.Function. (A compiler cannot ask this.)
     functional = not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
     if functional and any(
         x is not None and x.requires_grad and torch._C._functorch.is_gradtrackingtensor(x) for x in inputs
     ):
-        raise RuntimeError(f"{what} has no torch.func derivative{instead}")
+        raise RuntimeError(f"{what} has no torch.func derivative{INSTEAD}")
 
 
 def for_inputs(ctx: Any, grads: Any) -> tuple[Tensor | None, ...]:

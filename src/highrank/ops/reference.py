@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from highrank.ops.target import check_target
 from highrank.ops.walk import Settings
 
-__all__ = ["mixture_log_prob", "mixture_loss"]
+__all__ = ["component_log_prob", "mixture_log_prob", "mixture_loss", "mixture_of"]
 
 
 def mixture_log_prob(context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Log-probabilities (N, V) of the mixture: logsumexp_k(log pi_k + log_softmax(z_k))."""
-    return _mixed(prior_logits, _log_prob(context, weight, bias))
+    return mixture_of(prior_logits, component_log_prob(context, weight, bias))
 
 
 def mixture_loss(
@@ -34,19 +34,19 @@ def mixture_loss(
     """
     if not torch.compiler.is_compiling():  # a compiler cannot look at a value either
         check_target(target, weight.shape[0], ignore_index)
-    log_prob_NKV = _log_prob(context, weight, bias)
+    log_prob_NKV = component_log_prob(context, weight, bias)
     reduction = "sum" if summed else "none"
-    loss = F.nll_loss(_mixed(prior_logits, log_prob_NKV), target, ignore_index=ignore_index, reduction=reduction)
+    loss = F.nll_loss(mixture_of(prior_logits, log_prob_NKV), target, ignore_index=ignore_index, reduction=reduction)
     safe_target_N11 = target.where(target != ignore_index, 0).view(-1, 1, 1)
     log_prob_NK = log_prob_NKV.detach().gather(2, safe_target_N11.expand(-1, log_prob_NKV.shape[1], 1)).squeeze(2)
     return loss, log_prob_NK
 
 
-def _log_prob(context: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def component_log_prob(context: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """log_softmax(z_k), (N, K, V)."""
     return torch.log_softmax(F.linear(context, weight, bias), dim=-1)
 
 
-def _mixed(prior_logits: Tensor, log_prob_NKV: Tensor) -> Tensor:
-    """(N, V)."""
+def mixture_of(prior_logits: Tensor, log_prob_NKV: Tensor) -> Tensor:
+    """Log-probabilities (N, V) of the mixture of components (N, K, V)."""
     return torch.logsumexp(torch.log_softmax(prior_logits, dim=-1).unsqueeze(-1) + log_prob_NKV, dim=-2)
