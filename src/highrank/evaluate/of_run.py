@@ -26,7 +26,6 @@ from highrank.runs.tensors import read_tensors, write_tensors
 from highrank.workers import ALONE, Workers
 
 __all__ = [
-    "SPLITS",
     "as_result",
     "cached_statistics",
     "dynamic_evaluate_run",
@@ -38,7 +37,6 @@ __all__ = [
     "recording",
 ]
 
-SPLITS = ("train", "valid", "test")
 PAPER_BATCH = {"train": 10, "valid": 10, "test": 1}
 
 

@@ -18,12 +18,13 @@ from highrank.report.figure import Figure
 from highrank.report.gather import Subject
 from highrank.report.paper import PAPER, SOURCE
 from highrank.report.passage_view import passage_data, passage_words
-from highrank.report.results import STAGE_TITLES, paper_of, result_rows
+from highrank.report.results import paper_of, result_rows
 from highrank.report.training_figures import MEASURES
 from highrank.runs import to_toml
 from highrank.runs.config import differing_settings
 from highrank.runs.listing import tempered_figures
 from highrank.runs.measured import Components, RankFigures
+from highrank.runs.records import STAGE_TITLES
 
 __all__ = ["render", "vegalite_version"]
 

@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 
 from highrank.report.gather import Subject
 from highrank.report.paper import PAPER, Published
+from highrank.runs.records import STAGE_TITLES
 
-__all__ = ["STAGE_TITLES", "Cell", "Row", "paper_of", "result_rows"]
-
-STAGE_TITLES = {"train": "trained", "finetune": "fine-tuned", "dynamic": "dynamic evaluation"}
+__all__ = ["Cell", "Row", "paper_of", "result_rows"]
 
 
 class Cell(NamedTuple):

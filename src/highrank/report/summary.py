@@ -4,16 +4,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from highrank.runs import RunFolder
+from highrank.runs.records import STAGE_TITLES
 
 __all__ = ["summary_lines", "summary_rows"]
-
-TITLES = {"train": "trained", "finetune": "fine-tuned", "dynamic": "dynamic evaluation"}
 
 
 def summary_rows(run: RunFolder) -> list[dict[str, Any]]:
     """For each stage that has results: stage, valid and test perplexity (None: not measured), elapsed_s."""
     rows = []
-    for name, title in TITLES.items():
+    for name, title in STAGE_TITLES.items():
         result = run.results.get(name)
         if result is None:
             continue

@@ -20,6 +20,7 @@ from highrank.runs.config import Config
 
 __all__ = [
     "STAGES",
+    "STAGE_TITLES",
     "Standing",
     "best_model_path",
     "checkpoint_folders",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 STAGES = ("train", "finetune")
+STAGE_TITLES = {"train": "trained", "finetune": "fine-tuned", "dynamic": "dynamic evaluation"}  # of results
 LONGEST_RECORD_BYTES = 1 << 16
 
 
