@@ -3,6 +3,7 @@
 import hashlib
 import io
 import tarfile
+import threading
 import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,10 @@ SPLITS = {split: Split(4 * 3000, f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 @dataclass
 class Served:
-    """A file on the server; ``breaks`` holds, for the next requests, after how many bytes the connection drops."""
+    """A file on the server; ``breaks`` holds, for the next requests, after how many bytes the connection drops.
+
+    ``gate``: until it is set, no more than the first half is sent.
+    """
 
     content: bytes
     etag: str = '"1"'
@@ -26,6 +30,7 @@ class Served:
     breaks: list[int] = field(default_factory=list)
     chunked: bool = False
     location: str = ""
+    gate: threading.Event | None = None
 
 
 class Server(ThreadingHTTPServer):
@@ -71,6 +76,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         stop = start + served.breaks.pop(0) if served.breaks else len(served.content)
+        if served.gate:
+            half = (start + stop) // 2
+            self.wfile.write(served.content[start:half])
+            served.gate.wait(60)
+            start = half
         self.wfile.write(served.content[start:stop])
 
     def log_message(self, format: str, *args: object) -> None:

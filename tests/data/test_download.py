@@ -1,7 +1,11 @@
 """Getting a corpus: plain or packed, whole or broken off. The servers are on this computer."""
 
+import errno
 import io
 import tarfile
+import threading
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
 
 import pytest
 
@@ -152,3 +156,61 @@ def test_a_cache_that_cannot_be_written(server: Server, place: Place) -> None:
     place.cache.write_bytes(b"a file")
     with pytest.raises(UserError, match=r"cannot write .*HIGHRANK_CACHE"):
         place.get(plain(server))
+
+
+class Heard(Place):
+    """A place in a process of its own, whose notices are heard in this one."""
+
+    def __init__(self, place: Place, heard: "Queue[str]") -> None:
+        super().__init__(place.target, place.cache)
+        self.heard = heard
+
+    def message(self, text: str) -> None:
+        self.heard.put(text)
+
+
+class TestTwoProcesses:
+    def test_the_second_waits_and_takes_what_the_first_has_fetched(self, server: Server, place: Place) -> None:
+        mirror, processes = plain(server), get_context("spawn")
+        gate = server.files["/plain/valid.txt"].gate = threading.Event()
+        first: Queue[str] = processes.Queue()
+        second: Queue[str] = processes.Queue()
+        one = processes.Process(target=Heard(place, first).get, args=(mirror,), daemon=True)
+        other = processes.Process(target=Heard(place, second).get, args=(mirror,), daemon=True)
+        one.start()
+        while "valid.txt" not in first.get(timeout=60):
+            pass
+        other.start()
+        assert second.get(timeout=60) == "waiting for another process that is fetching toy"
+        gate.set()
+        for process in (one, other):
+            process.join(60)
+            assert process.exitcode == 0
+        assert second.get(timeout=60) == f"toy is already in {place.target}"
+        assert [path for path, _ in server.requests] == [f"/plain/{split}.txt" for split in TEXTS]
+        assert place.holds_the_corpus()
+        assert place.leftovers() == []
+
+    def test_the_second_fetches_after_a_first_that_was_killed(self, server: Server, place: Place) -> None:
+        mirror, processes = plain(server), get_context("spawn")
+        gate = server.files["/plain/valid.txt"].gate = threading.Event()
+        heard: Queue[str] = processes.Queue()
+        killed = processes.Process(target=Heard(place, heard).get, args=(mirror,), daemon=True)
+        killed.start()
+        while "valid.txt" not in heard.get(timeout=60):
+            pass
+        killed.kill()
+        killed.join(60)
+        gate.set()
+        place.get(mirror)
+        assert place.holds_the_corpus()
+
+    def test_a_file_system_without_locks(self, server: Server, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing(*arguments: object) -> None:
+            raise OSError(errno.ENOSYS, "Function not implemented")
+
+        monkeypatch.setattr("fcntl.flock", missing)
+        with pytest.raises(UserError, match=r"cannot lock .*toy\.lock .* HIGHRANK_CACHE") as caught:
+            place.get(plain(server))
+        assert "\n" not in str(caught.value)
+        assert server.requests == []

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import pooch
 import requests
+from filelock import FileLock, Timeout
 
 from highrank.data.catalog import CatalogEntry, Mirror, RemoteFile, folder_problem, store_folder
 from highrank.data.encoding import cache_folder
@@ -61,32 +62,67 @@ def get_corpus(
     """Put the corpus ``entry`` into the folder ``target`` (default: its place in the user's own store); return it.
 
     The folder appears whole or not at all. If it holds the corpus already nothing is fetched. An interrupted download
-    goes on where it stopped at the next call. ``display`` is told what is fetched and which mirrors fail.
+    goes on where it stopped at the next call; while another process is fetching the same corpus this one waits.
+    ``display`` is told what is fetched and which mirrors fail.
 
     Raises UserError, one line: the folder holds something else, no network, or no mirror that serves the corpus.
     """
     target = target or store_folder() / entry.name
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        problem = folder_problem(entry, target)
-        if problem is None:
-            display.message(f"{entry.name} is already in {target}")
-            return target
-        raise UserError(
-            f"{target} is not empty and does not hold {entry.name} as published ({problem}): "
-            "move it away, or give another folder with --out"
-        )
+    if _is_there(entry, target, display):
+        return target
     if not entry.mirrors:
         return build_kjv(target, display=display)
     downloads = (cache or cache_folder()) / "downloads" / entry.name
     try:
-        downloads.mkdir(parents=True, exist_ok=True)
-        _from_mirrors(entry, target, downloads, display)
+        downloads.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(entry, downloads, display):
+            if not _is_there(entry, target, display):  # the process that was waited for may have put it there
+                downloads.mkdir(exist_ok=True)
+                _from_mirrors(entry, target, downloads, display)
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or target} ({error.strerror or error}): "
             "choose other folders with --out and HIGHRANK_CACHE"
         ) from error
     return target
+
+
+def _is_there(entry: CatalogEntry, target: Path, display: Display) -> bool:
+    """Does ``target`` hold the corpus? Raises UserError if it holds something else."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    problem = folder_problem(entry, target)
+    if problem is not None:
+        raise UserError(
+            f"{target} is not empty and does not hold {entry.name} as published ({problem}): "
+            "move it away, or give another folder with --out"
+        )
+    display.message(f"{entry.name} is already in {target}")
+    return True
+
+
+@contextlib.contextmanager
+def _alone(entry: CatalogEntry, downloads: Path, display: Display) -> Iterator[None]:
+    """Inside, no other process writes into the folder ``downloads``. Waits for its turn."""
+    path = downloads.with_name(f"{downloads.name}.lock")  # not in the folder, which goes at the end
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            display.message(f"waiting for another process that is fetching {entry.name}")
+            lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"cannot lock {path} ({error.strerror or error}): set HIGHRANK_CACHE to a folder that can be written, on a "
+            "file system with locks"
+        ) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows keeps a file that is open
+            path.unlink()  # while it is held: who waits for it sees that it is gone, and locks a new one
+        lock.release()
 
 
 def _from_mirrors(entry: CatalogEntry, target: Path, downloads: Path, display: Display) -> None:
