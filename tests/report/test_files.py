@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from benchmarks.fuzzing.damage import nasty_tree
 from highrank.data import Corpus
 from highrank.errors import UserError
-from highrank.report import Wanted, check_comparable, check_plotting, gather, write_page
+from highrank.report import Wanted, check_comparable, check_plotting, gather, write_figures, write_page
 from highrank.report.figure import Figure
 from highrank.report.history import history_of
 from highrank.report.model_figures import component_figures, spectrum_figures
@@ -66,6 +67,21 @@ def test_each_figure_is_svg_pdf_and_csv(made: Made) -> None:
         assert (made.figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         with (made.figures / f"{name}.csv").open(encoding="utf-8", newline="") as file:
             assert list(csv.DictReader(file))
+
+
+def test_figures_whose_names_differ_in_letters_of_any_script_or_in_signs_are_all_written(
+    made: Made, tmp_path: Path
+) -> None:
+    found = read_components(made.runs[0] / "components.json")
+    (use, *_) = component_figures({"a": found})
+    labels = ("модель", "корпус", "a b", "a/b", "a b-2", "日本")
+    figures = [replace(use, name=f"use-{label}", rows=[{"run": label}]) for label in labels]
+    written = write_figures(tmp_path, figures)
+    assert sorted(written) == sorted(tmp_path.iterdir())
+    names = ["use-модель", "use-корпус", "use-a-b", "use-a-b-2", "use-a-b-2-2", "use-日本"]
+    assert [path.stem for path in written[::3]] == names
+    for label, path in zip(labels, written[2::3], strict=True):
+        assert path.read_text(encoding="utf-8") == f"run\n{label}\n"
 
 
 def test_the_figures_data_are_those_of_the_run(made: Made) -> None:

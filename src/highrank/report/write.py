@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,20 +67,31 @@ def write_figures(folder: Path, figures: "Sequence[Figure]") -> list[Path]:
 
     from highrank.report.page import vegalite_version
 
-    written = []
+    written: list[Path] = []
+    taken: set[str] = set()
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for figure in figures:
             specification = figure.specification("paper")
             svg = vl_convert.vegalite_to_svg(specification, vl_version=vegalite_version())
             pdf = vl_convert.vegalite_to_pdf(specification, vl_version=vegalite_version())
-            name = re.sub(r"[^A-Za-z0-9._-]+", "-", figure.name)
+            name = _free(re.sub(r"[^\w.-]+", "-", figure.name), taken)
+            taken.add(name)
             paths = [folder / f"{name}{ending}" for ending in (".svg", ".pdf", ".csv")]
             write_text(paths[0], svg)
             write_bytes(paths[1], pdf)
             write_text(paths[2], _as_csv(figure.rows))
             written += paths
     return written
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """``name``, with a number if it is taken."""
+    free, number = name, 1
+    while free in taken:
+        number += 1
+        free = f"{name}-{number}"
+    return free
 
 
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
