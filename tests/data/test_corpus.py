@@ -64,7 +64,7 @@ def test_the_text_rule(tmp_path: Path) -> None:
         assert not tokens.flags.writeable
 
 
-@given(text=st.text(alphabet="ab é日\n\r\t\u2028\u00a0", min_size=1, max_size=60), block=st.integers(1, 7))
+@given(text=st.text(alphabet="ab é日\n\r\t\x1c\u2028\u00a0\u3000", min_size=1, max_size=60), block=st.integers(1, 7))
 @settings(max_examples=300)
 def test_the_size_of_a_block_changes_nothing(tmp_path_factory: pytest.TempPathFactory, text: str, block: int) -> None:
     path = tmp_path_factory.getbasetemp() / "text.txt"
@@ -75,6 +75,15 @@ def test_the_size_of_a_block_changes_nothing(tmp_path_factory: pytest.TempPathFa
         assert [word for part in encoding._words(path, sha256) for word in part] == by_definition(text)
         assert sha256.digest() == hashlib.sha256(text.encode()).digest()
         assert encoding.count_tokens(path) == len(by_definition(text))
+
+
+@pytest.mark.parametrize("space", ["\r", "\u3000", "\u00a0"])
+def test_a_word_ends_at_any_white_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, space: str) -> None:
+    monkeypatch.setattr(encoding, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(encoding, "LONGEST_WORD", 100)
+    folder = write_corpus(tmp_path / "own", f"some{space}words{space}" * 100)
+    corpus = load_corpus(folder, cache=tmp_path / "cache")
+    assert words(corpus, "train") == ["some", "words"] * 100 + ["<eos>"]
 
 
 def test_blank_lines_are_a_text(tmp_path: Path) -> None:

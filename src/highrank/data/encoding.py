@@ -160,8 +160,8 @@ def _words(path: Path, sha256: "hashlib._Hash", reading: _Reading | None = None)
             offset = read_bytes - len(error.object) + error.start
             raise UserError(f"{path} is not UTF-8 text: line {line}, byte {offset}; convert it to UTF-8") from error
         lines += block.count(b"\n")
-        cut = max(text.rfind(end) for end in "\n \t") + 1
-        whole, rest = text[:cut], text[cut:]
+        rest = "" if not text or text[-1].isspace() else text.rsplit(maxsplit=1)[-1]
+        whole = text[: len(text) - len(rest)]
         if len(rest) > LONGEST_WORD:
             raise UserError(f"{path}: a word of more than {LONGEST_WORD:,} characters in line {lines + 1}: not a text")
         if whole:
