@@ -245,9 +245,12 @@ class TestMistakes:
         with pytest.raises(UserError, match=r"has no valid.txt: it needs train.txt, valid.txt and test.txt"):
             load_corpus(folder, cache=tmp_path / "cache")
 
-    def test_a_split_is_empty(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"test.txt is empty"):
-            load_corpus(write_corpus(tmp_path / "own", test=""), cache=tmp_path / "cache")
+    @pytest.mark.parametrize("text", ["", "\ufeff"])
+    def test_a_split_is_empty(self, tmp_path: Path, text: str) -> None:
+        folder = write_corpus(tmp_path / "own", test=text)
+        for _ in range(2):  # a cache that has it changes nothing
+            with pytest.raises(UserError, match=r"test.txt is empty: each split needs at least one line of text"):
+                load_corpus(folder, cache=tmp_path / "cache")
 
     @pytest.mark.parametrize("block", [1, 2, 3, 1 << 20])
     @pytest.mark.parametrize(

@@ -95,6 +95,9 @@ def encode_folder(folder: Path, cache: Path | None = None, *, display: Display =
                 f"cannot write the cache folder {cache} ({error.strerror or error}): "
                 "set HIGHRANK_CACHE to a folder that can be written"
             ) from error
+    for split, tokens in encoded.tokens.items():
+        if len(tokens) == 0:  # nothing but a mark of byte order
+            raise _empty(_split_file(folder, split))
     if looked_ns - max(max(signature[1:]) for signature in signatures.values()) > SETTLED_NS:
         _remember(seen, signatures, encoded.sha256)
     return encoded
@@ -120,8 +123,12 @@ def _signature(path: Path) -> list[int]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if status.st_size == 0:
-        raise UserError(f"{path} is empty: each split needs at least one line of text")
+        raise _empty(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _empty(path: Path) -> UserError:
+    return UserError(f"{path} is empty: each split needs at least one line of text")
 
 
 def _digest(path: Path, reading: _Reading) -> str:
