@@ -252,6 +252,16 @@ class TestMistakes:
             with pytest.raises(UserError, match=r"test.txt is empty: each split needs at least one line of text"):
                 load_corpus(folder, cache=tmp_path / "cache")
 
+    def test_more_words_than_a_vocabulary_may_hold(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("highrank.data.vocabulary.VOCABULARY_LIMIT_BYTES", 17)
+        folder = write_corpus(tmp_path / "own", "a b <unk>\n")
+        said = r"own: a vocabulary of 5 words, 18 bytes, is over the limit of 17 bytes: write <unk> for rare words"
+        with pytest.raises(UserError, match=said):
+            load_corpus(folder, cache=tmp_path / "cache")
+        assert not list((tmp_path / "cache" / "encoded").iterdir())
+        monkeypatch.setattr("highrank.data.vocabulary.VOCABULARY_LIMIT_BYTES", 18)
+        assert len(load_corpus(folder, cache=tmp_path / "cache").vocabulary) == 5
+
     @pytest.mark.parametrize("block", [1, 2, 3, 1 << 20])
     @pytest.mark.parametrize(
         ("content", "place"),

@@ -75,7 +75,8 @@ def cache_folder() -> Path:
 def encode_folder(folder: Path, cache: Path | None = None, *, display: Display = SILENT) -> Encoded:
     """The three files of ``folder`` as numbers, from the cache if this very text was encoded before.
 
-    Raises UserError, one line: a file missing, empty, unreadable or not UTF-8; a cache that cannot be written.
+    Raises UserError, one line: a file missing, empty, unreadable or not UTF-8; more words than a vocabulary may hold; a
+    cache that cannot be written.
     """
     cache = cache or cache_folder()
     seen = cache / "seen" / (hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32] + ".json")
@@ -219,7 +220,10 @@ def _write_entry(folder: Path, target: Path, reading: _Reading) -> dict[str, str
             file.seek(0)
             file.write(_array_header(count))
         digests[split], counts[split] = sha256.hexdigest(), count
-    Vocabulary(tuple(index)).save(target / "vocabulary.txt")
+    try:
+        Vocabulary(tuple(index)).save(target / "vocabulary.txt")
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
     meta = {
         "version": ENCODING_VERSION,
         "sha256": digests,

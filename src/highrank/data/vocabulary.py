@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from highrank.errors import UserError
-from highrank.files import write_text
+from highrank.files import write_bytes
 from highrank.reading import read_bytes
 
 __all__ = ["END_OF_LINE", "UNKNOWN", "Vocabulary"]
@@ -78,11 +78,20 @@ class Vocabulary:
         return "; ".join(said)
 
     def save(self, path: str | Path) -> None:
-        """Write one word a line (UTF-8). The file is either the old one or all of the new one, never a part."""
+        """Write one word a line (UTF-8). The file is either the old one or all of the new one, never a part.
+
+        Raises UserError for what ``load`` would not read: a word with a line break, or more than 64 MiB.
+        """
         for word in self.words:
             if "\n" in word:
                 raise UserError(f"a word that holds a line break cannot be saved one word a line: {word!r}")
-        write_text(Path(path), "".join(word + "\n" for word in self.words))
+        content = "".join(word + "\n" for word in self.words).encode()
+        if len(content) > VOCABULARY_LIMIT_BYTES:
+            raise UserError(
+                f"a vocabulary of {len(self):,} words, {len(content):,} bytes, is over the limit of "
+                f"{VOCABULARY_LIMIT_BYTES:,} bytes: write {UNKNOWN} for rare words"
+            )
+        write_bytes(Path(path), content)
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
