@@ -120,6 +120,12 @@ def test_generate_is_repeatable(trained: Path) -> None:
     assert json.loads(texts[0])["words_per_s"] > 0
 
 
+def test_the_processor_may_be_given_by_its_number(trained: Path) -> None:
+    done = [here("generate", trained, "--words", "5", "--json", "--device", device) for device in ("cpu", "cpu:0")]
+    one, other = (json.loads(each.stdout)["text"] for each in done)
+    assert one == other
+
+
 def test_closed_streams_are_no_error(trained: Path) -> None:
     program = f"{shlex.quote(sys.executable)} -m highrank runs {shlex.quote(str(trained))}"
     done = subprocess.run(["sh", "-c", f"{program} >&-"], capture_output=True, text=True, check=False)

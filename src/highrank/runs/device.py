@@ -20,7 +20,7 @@ def choose_device(name: str = "auto") -> torch.device:
         if device.type not in ("cpu", "cuda"):
             raise UserError(f"device {name!r}: expected cpu or cuda", exit_code=2)
         torch.empty(0, device=device)
-        if device.index is not None:
+        if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # or what libraries do by themselves would open the first one too
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first_line = str(error).strip().splitlines()[0]
