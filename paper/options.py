@@ -23,6 +23,7 @@ from highrank.cli.launch import leave, report
 from highrank.data import Corpus
 from highrank.errors import UserError
 from highrank.evaluate import evaluate_run
+from highrank.launcher import check_launcher
 from highrank.runs import Config, RunFolder, parse_config
 from highrank.train import Machine
 
@@ -288,6 +289,10 @@ def print_perplexities(run: RunFolder, corpus: Corpus, stage: str, where: Machin
 
 
 def run_script(main: Callable[[], int]) -> NoReturn:
+    try:
+        check_launcher()
+    except UserError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     try:
         sys.exit(leave(main()))
     except UserError as error:

@@ -23,6 +23,7 @@ LAYERS = (
     ("functional",),
     ("ops",),
     ("files", "reading", "random", "progress", "workers", "perplexity"),
+    ("launcher",),
     ("errors",),
 )
 HEIGHT = {package: -line for line, packages in enumerate(LAYERS) for package in packages}

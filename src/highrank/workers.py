@@ -19,6 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from highrank.errors import UserError
+from highrank.launcher import launcher_number
 
 __all__ = ["ALONE", "ReportedError", "Workers", "join_workers"]
 
@@ -149,7 +150,7 @@ def join_workers(timeout_s: float, *, after_loss: str = "start it again") -> Ite
     counts them as lost; at the start it waits five minutes at least. ``after_loss`` is what the error says to do then.
     Raises UserError if the others do not come.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count, attempt = launcher_number("WORLD_SIZE"), launcher_number("TORCHELASTIC_RESTART_COUNT")
     if count == 1:
         yield ALONE
         return
@@ -158,7 +159,6 @@ def join_workers(timeout_s: float, *, after_loss: str = "start it again") -> Ite
     try:
         store, rank, count = next(rendezvous("env://", timeout=patience))
         # A worker that was started again meets the others under new names: what it left behind is not theirs.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = PrefixStore(f"highrank/{attempt}", store)
         store.set(f"place/{rank}", f"process {os.getpid()} on {socket.gethostname()}")
         store.wait([f"place/{other}" for other in range(count)], patience)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.processes import RECIPE, command, finish, here, one_line
 from highrank.runs import RunFolder
@@ -249,6 +250,21 @@ def test_a_folder_that_cannot_be_made(small_text: Path, tmp_path: Path) -> None:
         done = here("train", RECIPE, "--data", small_text, "--out", out)
         one_line(done, f"highrank: {out}: cannot be created", f"{out.parent} takes no new folder")
         assert ".new-" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "TORCHELASTIC_RESTART_COUNT"])
+def test_what_a_launcher_says_wrongly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "two")
+    one_line(here("data", "list"), f"{name}='two'", "expected a number")
+    monkeypatch.setenv(name, "")
+    assert here("data", "list").returncode == 0
+    one_line(here("data", "get", "pen"), "highrank: no corpus called 'pen'", codes=(2,))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would be found")
+def test_an_empty_number_of_a_gpu_is_none(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "")
+    one_line(here("generate", trained, "--device", "cuda"), "device 'cuda': cannot be used here", codes=(2,))
 
 
 def test_a_device_that_is_not_there(small_text: Path, tmp_path: Path) -> None:

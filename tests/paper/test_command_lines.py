@@ -185,10 +185,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def script(folder: Path) -> Script:
     """Run a command line inside the copy of paper/."""
     paths = [str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    given = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
 
     def run(command: str, *, code: int = 0) -> "subprocess.CompletedProcess[str]":
-        words = [sys.executable, *shlex.split(command)[1:]]
+        words, environment = [sys.executable, *shlex.split(command)[1:]], os.environ | given
         done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stderr
         return done
@@ -240,6 +240,13 @@ def test_the_rest_of_what_the_scripts_can(folder: Path, script: Script) -> None:
     script(f"python generate.py --checkpoint {run.name}/model.pt --words 45 --outf words.txt --temperature 1.2")
     lines = (folder / "words.txt").read_text().splitlines()
     assert [len(line.split()) for line in lines] == [20, 20, 5]
+
+
+def test_what_a_launcher_says_wrongly_is_one_line(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    said = script("python main.py --data data/penn", code=1).stderr
+    assert said.startswith("main.py: WORLD_SIZE='two': expected a number")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script")

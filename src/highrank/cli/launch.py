@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from highrank.errors import UserError
+from highrank.launcher import launcher_number
 from highrank.progress import UNSTOPPABLE
 
 __all__ = ["AFTER_LOSS", "STOPPED", "ignore_interrupts", "launch", "launched", "leave", "report", "restarted"]
@@ -27,12 +28,12 @@ SAVED = (STOPPED, 143, 129)  # a worker that saved and stopped, as Ctrl-C, SIGTE
 
 def launched() -> bool:
     """Is this process one of several that a launcher started?"""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return launcher_number("WORLD_SIZE") > 1
 
 
 def restarted() -> bool:
     """Has the launcher started this worker again, after a loss?"""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return launcher_number("TORCHELASTIC_RESTART_COUNT") > 0
 
 
 def launch(command: Sequence[str], workers: int, *, after_loss: str = AFTER_LOSS) -> int:
@@ -115,7 +116,7 @@ def ignore_interrupts() -> None:
 
 def report(error: UserError, *, program: str = "highrank") -> None:
     """Say on standard error what a worker, or the only process, cannot do; the launcher is told as well."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = launcher_number("RANK")
     reported = type(error).__name__ == "ReportedError"  # by worker 0; its class comes with PyTorch
     text = f"worker {rank}: {error}" if rank and not reported else str(error)
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):

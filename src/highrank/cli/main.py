@@ -27,6 +27,7 @@ from highrank.cli import (
 from highrank.cli.launch import AFTER_LOSS, STOPPED, ignore_interrupts, launch, launched, leave, restarted
 from highrank.cli.launch import report as print_error
 from highrank.errors import UserError
+from highrank.launcher import check_launcher, launcher_number
 
 __all__ = ["main"]
 
@@ -68,6 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(sys, name) is None:  # closed by who started us
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the end
     arguments = make_parser().parse_args(argv)
+    try:
+        check_launcher()
+    except UserError as error:
+        print(f"highrank: {error}", file=sys.stderr)  # not as a worker: what says which one may be wrong
+        return error.exit_code
     alone = getattr(arguments, "dry_run", False)  # which looks at the workers that were asked for, and starts none
     if getattr(arguments, "workers", 1) > 1 and not alone and not launched():
         try:
@@ -109,7 +115,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _stopped() -> int:
     ignore_interrupts()
-    if not launched() or os.environ.get("RANK") == "0":  # of several workers one says it
+    if not launched() or launcher_number("RANK") == 0:  # of several workers one says it
         print("highrank: stopped", file=sys.stderr)
     return STOPPED
 

@@ -13,7 +13,7 @@ def choose_device(name: str = "auto") -> torch.device:
     """``auto`` takes the GPU if there is one. Raises UserError for a device that this machine or highrank lacks."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # a launcher's: a GPU for each worker of this machine
+    if name == "cuda" and os.environ.get("LOCAL_RANK"):  # a launcher's: a GPU for each worker of this machine
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
