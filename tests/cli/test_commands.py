@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import RECIPE, here, one_line
+from benchmarks.processes import RECIPE, command, here, one_line
 from highrank import load
 from highrank.runs import RunFolder
 
@@ -130,6 +131,25 @@ def test_closed_streams_are_no_error(trained: Path) -> None:
     program = f"{shlex.quote(sys.executable)} -m highrank runs {shlex.quote(str(trained))}"
     done = subprocess.run(["sh", "-c", f"{program} >&-"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "shown"),
+    [
+        (os.fsdecode(b"run-\xff"), "utf-8:strict", r"run-\udcff"),
+        ("run-日", "cp1252", r"run-\u65e5"),
+        ("run-日", "utf-8", "run-日"),
+    ],
+)
+def test_what_the_output_cannot_hold_is_spelt_out(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, encoding: str, shown: str
+) -> None:
+    run = tmp_path / name
+    run.symlink_to(trained)
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    done = subprocess.run(command("doctor", run), capture_output=True, check=False)
+    assert done.stderr == b""
+    assert shown in done.stdout.decode()
 
 
 def test_an_interrupt_before_workers_are_started(monkeypatch: pytest.MonkeyPatch, small_text: Path) -> None:
