@@ -1,5 +1,8 @@
 """The AWD-LSTM against the gate equations, DropConnect that reaches the raw weight, and the state that is carried."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -88,6 +91,19 @@ def test_dropconnect_trains_the_parameter_that_the_next_call_uses() -> None:
         losses.append(loss.item())
     assert sorted(losses, reverse=True) == losses
     assert losses[-1] < 0.99 * losses[0]
+
+
+def test_what_cudnn_says_of_weights_that_are_replaced_is_not_heard_of_these_layers_only() -> None:
+    program = """
+import warnings
+from highrank.models import awd_lstm
+for module in (awd_lstm.__name__, "users.model"):
+    text = "RNN module weights are not part of single contiguous chunk of memory."
+    warnings.warn_explicit(f"{text} Of {module}", UserWarning, "file.py", 1, module=module)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    (said,) = done.stderr.strip().splitlines()
+    assert said.endswith("Of users.model")
 
 
 def test_dropconnect_draws_once_a_call() -> None:

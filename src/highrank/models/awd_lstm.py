@@ -15,8 +15,9 @@ from highrank.models.short_lstm import is_short, short_lstm
 __all__ = ["AWDLSTM", "BackboneOutput", "DropConnectLSTM", "State"]
 
 # DropConnect hands cuDNN a new hidden-to-hidden matrix at every call, so its weights cannot lie in one flat buffer: it
-# copies them, and would say so at every step.
-warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+# copies them, and would say so at every step. Silenced for the calls from here: of other LSTMs it is worth knowing. Not
+# by catch_warnings around the call: threads disturb it, and after it Python repeats what it otherwise says once.
+warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk", module=__name__)
 
 State = list[tuple[Tensor, Tensor]]  # (hidden, cell) of each layer, (1, B, H) each
 
