@@ -23,6 +23,7 @@ from highrank.runs import (
     load_checkpoint,
     save_checkpoint,
 )
+from highrank.runs.doctor import examine
 from highrank.runs.records import read_standing
 from highrank.runs.tensors import model_tensors
 from highrank.train import corpus_of
@@ -196,6 +197,7 @@ def records(work: Path, run: RunFolder, corpus: Any) -> Target:
     filled.add_result("dynamic", {"stage": "train", "settings": {"lr": 0.1}, "valid": figures, "elapsed_s": 2.5})
 
     def read(copy: Path, notice: Callable[[str], None]) -> str:
+        examine(copy)
         run = RunFolder.open(copy)
         run.check_corpus(corpus)
         found = corpus_of(run, None)

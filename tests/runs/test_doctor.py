@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,11 @@ def newest(run: Path, stage: str = "train") -> Path:
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
+
+
+def replace_by_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)  # to open it would wait for ever
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -115,7 +121,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, str, tuple[str, ...]]] =
     ),
     "config missing": (lambda run: (run / "config.toml").unlink(), "config.toml", "no such file", ("evaluate",)),
     "facts cut": (lambda run: cut(run / "run.json"), "run.json", "not valid JSON", ("train", "evaluate")),
-    "facts of another kind": (lambda run: (run / "run.json").write_text("[]"), "run.json", "versions", ("evaluate",)),
+    "facts of another kind": (lambda run: (run / "run.json").write_text("[]"), "run.json", "got list", ("evaluate",)),
+    "facts without versions": (lambda run: (run / "run.json").write_text("{}"), "run.json", "versions", ("evaluate",)),
+    "facts nested deeply": (
+        lambda run: (run / "run.json").write_text('{"a": ' + "[" * 100_000),
+        "run.json",
+        "nested too deeply",
+        ("train", "evaluate"),
+    ),
+    "facts in a pipe": (lambda run: replace_by_a_pipe(run / "run.json"), "run.json", "a pipe", ("train", "evaluate")),
     "vocabulary cut": (lambda run: cut(run / "vocabulary.txt"), "vocabulary.txt", "cut off", ("train", "evaluate")),
     "vocabulary empty": (lambda run: (run / "vocabulary.txt").write_text(""), "vocabulary.txt", "empty", ("evaluate",)),
     "vocabulary a word short": (
@@ -174,9 +188,36 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, str, tuple[str, ...]]] =
         "line 1 is not a record",
         (),
     ),
+    "a record whose step is no number": (
+        lambda run: (run / "metrics.jsonl").write_text(
+            re.sub(r'"step": \d+', '"step": "x"', (run / "metrics.jsonl").read_text(), count=1)
+        ),
+        "metrics.jsonl",
+        "line 1 is not a record",
+        (),
+    ),
+    "a line of the length of many records": (
+        lambda run: (run / "metrics.jsonl").write_text("\n" * 2 + " " * (1 << 17) + "\n"),
+        "metrics.jsonl",
+        "line 3 is not a record",
+        (),
+    ),
+    "metrics in a pipe": (lambda run: replace_by_a_pipe(run / "metrics.jsonl"), "metrics.jsonl", "a pipe", ()),
     "metrics lost": (lambda run: (run / "metrics.jsonl").write_text(""), "metrics.jsonl", "has validated 2 times", ()),
     "results cut": (lambda run: cut(run / "results.json"), "results.json", "not valid JSON", ()),
-    "results of another kind": (lambda run: (run / "results.json").write_text("[1]"), "results.json", "by name", ()),
+    "results of another kind": (lambda run: (run / "results.json").write_text("[1]"), "results.json", "got list", ()),
+    "a result that is no number": (
+        lambda run: rewrite(run / "results.json", lambda results: results["train"].update(valid={"perplexity": "x"})),
+        "results.json",
+        "remove it, and evaluate again",
+        (),
+    ),
+    "best model in a pipe": (
+        lambda run: replace_by_a_pipe(run / "train/model.safetensors"),
+        "train/model.safetensors",
+        "a pipe",
+        ("train", "finetune"),
+    ),
 }
 
 

@@ -1,6 +1,5 @@
 """What is wrong with a run folder, and what can be done with it as it is. Nothing in it is changed."""
 
-import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from highrank.runs.checkpoint import checkpoint_folders, load_checkpoint
 from highrank.runs.config import Config, read_whole_config
 from highrank.runs.folder import RunFolder
 from highrank.runs.lock import holder, is_held
-from highrank.runs.records import STAGES
+from highrank.runs.records import STAGES, metrics_lines, metrics_record, read_facts, read_results
 from highrank.runs.tensors import read_tensors
 
 __all__ = ["Ability", "Diagnosis", "Finding", "examine"]
@@ -96,7 +95,7 @@ class _Examination:
                 model = build_model(config, len(vocabulary))
             shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         stages = {stage: self.check_stage(stage, shapes) for stage in STAGES}
-        records = self.check_metrics()
+        records = self.attempt("metrics.jsonl", self.read_metrics) or []
         for stage, found in stages.items():
             self.check_history(stage, found, records)
         self.attempt("results.json", self.read_results)
@@ -125,11 +124,8 @@ class _Examination:
         return config, f"{config.model.head}, corpus {config.data.corpus}"
 
     def read_facts(self) -> tuple[dict[str, Any], str]:
-        try:
-            facts = json.loads((self.run / "run.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"not valid JSON ({error})") from error
-        if not (isinstance(facts, dict) and isinstance(facts.get("versions"), dict)):
+        facts = read_facts(self.run)
+        if not isinstance(facts.get("versions"), dict):
             raise UserError("does not name the versions that made the run")
         present = {"highrank": __version__, "torch": torch.__version__}
         for name, now in present.items():
@@ -175,32 +171,20 @@ class _Examination:
         source = self.run / "train" / "model.safetensors"
         for position in found.positions[:1]:
             begun = position["started_from"]
-            if begun and source.exists() and begun != file_sha256(source):
+            if begun and source.is_file() and begun != file_sha256(source):
                 self.say(stage, "wrong", f"began from another trained model than train/{source.name} is now")
         return found
 
-    def check_metrics(self) -> list[dict[str, Any]]:
-        path = self.run / "metrics.jsonl"
-        if not path.exists():
-            return []
-        lines = path.read_bytes().split(b"\n")
+    def read_metrics(self) -> tuple[list[dict[str, Any]], str]:
         records = []
-        for number, line in enumerate(lines, 1):
-            last = number == len(lines)
-            if last and not line:
-                continue
-            try:
-                record = json.loads(line)
-                if not {"stage", "event", "epoch", "step"} <= record.keys():
-                    raise ValueError
+        for number, line in enumerate(metrics_lines(self.run), 1):
+            if (record := metrics_record(line)) is not None:
                 records.append(record)
-            except (ValueError, AttributeError):
-                if last:
-                    self.say(path.name, "note", "its last record is cut short; --resume writes it anew")
-                else:
-                    self.say(path.name, "wrong", f"line {number} is not a record")
-        self.say(path.name, "ok", f"{len(records)} records")
-        return records
+            elif line.endswith(b"\n"):
+                self.say("metrics.jsonl", "wrong", f"line {number} is not a record")
+            else:
+                self.say("metrics.jsonl", "note", "its last record is cut short; --resume writes it anew")
+        return records, f"{len(records)} records"
 
     def check_history(self, stage: str, found: _Stage, records: list[dict[str, Any]]) -> None:
         """Of every validation that the newest checkpoint knows of there is a record."""
@@ -212,15 +196,12 @@ class _Examination:
                 self.say("metrics.jsonl", "wrong", f"{stage} has validated {validated} times, recorded are {recorded}")
 
     def read_results(self) -> tuple[dict[str, Any], str]:
-        path = self.run / "results.json"
-        if not path.exists():
+        if not (self.run / "results.json").exists():
             return {}, "none yet"
         try:
-            results = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"not valid JSON ({error}); remove it, and evaluate again") from error
-        if not (isinstance(results, dict) and all(isinstance(result, dict) for result in results.values())):
-            raise UserError("holds no results by name; remove it, and evaluate again")
+            results = read_results(self.run)
+        except UserError as error:
+            raise UserError(f"{error}; remove it, and evaluate again") from error
         return results, f"of {', '.join(results) or 'nothing'}"
 
     def check_leftovers(self) -> None:

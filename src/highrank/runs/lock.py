@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from highrank.errors import UserError
 from highrank.files import explained
+from highrank.reading import read_json
 
 if TYPE_CHECKING:  # it comes with PyTorch, which asking for a lock does not need
     from highrank.workers import Workers
@@ -104,9 +105,9 @@ def is_held(run: Path) -> bool:
 def holder(run: Path) -> str | None:
     """Who holds the lock, in words, if the lock is held and its holder could write that down."""
     try:
-        note = json.loads((run / HOLDER).read_text(encoding="utf-8"))
+        note = read_json(run / HOLDER)
         return f"process {note['pid']} on {note['host']} (since {note['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError):
         return None
 
 

@@ -7,7 +7,7 @@ train/  finetune/                           of the best model only its sizes, of
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,8 @@ __all__ = [
     "checkpoint_folders",
     "corpus_name",
     "has_ended",
+    "metrics_lines",
+    "metrics_record",
     "model_size",
     "read_facts",
     "read_metrics",
@@ -147,17 +149,37 @@ def read_metrics(run: Path, *, progress_only: bool = False) -> list[dict[str, An
 
     ``progress_only``: validations and the last record, which tell how far the run has come, in a tenth of the time.
     """
-    path = run / "metrics.jsonl"
-    if not path.exists():
-        return []
-    file_size(path)  # a plain file, or an error
-    with path.open("rb") as file:
-        pieces = iter(lambda: file.readline(LONGEST_RECORD_BYTES), b"")
-        # No record is so long: such a piece, of what may be a gigabyte without an end of line, is not kept.
-        lines = [piece for piece in pieces if len(piece) < LONGEST_RECORD_BYTES or piece.endswith(b"\n")]
+    lines = list(metrics_lines(run))
     if progress_only:  # of the last two, as one may be cut short
         lines = [line for place, line in enumerate(lines) if b'"validation"' in line or place >= len(lines) - 2]
-    return [record for line in lines if (record := _metrics_record(line)) is not None]
+    return [record for line in lines if (record := metrics_record(line)) is not None]
+
+
+def metrics_lines(run: Path) -> Iterator[bytes]:
+    """Those of metrics.jsonl, if it is there, each with its end; of one too long for a record nothing else."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return
+    file_size(path)  # a plain file, or an error
+    with path.open("rb") as file:
+        while line := file.readline(LONGEST_RECORD_BYTES):
+            piece = line
+            while len(piece) == LONGEST_RECORD_BYTES and not piece.endswith(b"\n"):
+                # No record is so long: this may be a gigabyte without an end of line, and is not kept.
+                piece = file.readline(LONGEST_RECORD_BYTES)
+                line = piece[-1:]
+            yield line
+
+
+def metrics_record(line: bytes) -> dict[str, Any] | None:
+    """None for a line cut short by a kill: what it said is said again after the resume."""
+    try:
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    types = {"stage": str, "event": str, "epoch": int, "step": int}
+    whole = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in types.items())
+    return record if whole else None
 
 
 def _read_checked(path: Path, expected: Any) -> dict[str, Any]:
@@ -168,14 +190,3 @@ def _read_checked(path: Path, expected: Any) -> dict[str, Any]:
     except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half a character is no name for msgspec
         raise UserError(f"{path}: damaged: {error}") from error
     return values
-
-
-def _metrics_record(line: bytes) -> dict[str, Any] | None:
-    """None for a line cut short by a kill: what it said is said again after the resume."""
-    try:
-        record = json.loads(line.decode())
-    except (ValueError, RecursionError):
-        return None
-    types = {"stage": str, "event": str, "epoch": int, "step": int}
-    whole = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in types.items())
-    return record if whole else None
