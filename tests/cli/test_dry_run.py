@@ -5,11 +5,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.processes import RECIPE, here, one_line
-from highrank.runs import RunFolder, cost, find_recipe, recipe_names
+from highrank.runs import RunFolder, build_model, cost, find_recipe, read_config, recipe_names
 from highrank.runs.cost import estimate
 from highrank.train.stages import corpus_for
+from highrank.train.state import StageState
 
 
 def test_dry_run_writes_nothing(small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +52,20 @@ def test_dry_run_knows_the_updates_of_the_first_epoch(
     assert estimate(config, corpus)["updates_per_epoch"] == updates
     monkeypatch.setattr(cost, "DRAWN_LENGTHS", updates // 2)  # a long one, of which the mean length tells
     assert estimate(config, corpus)["updates_per_epoch"] == pytest.approx(updates, rel=0.1)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop"])
+def test_dry_run_counts_what_the_optimizer_holds_and_a_validation_sets_aside(optimizer: str, small_text: Path) -> None:
+    config = read_config(RECIPE, overrides=[f"train.optimizer={optimizer}"])
+    corpus = corpus_for(config, str(small_text))
+    state = StageState(build_model(config, len(corpus.vocabulary)), config)
+    for parameter in state.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.step(0.1)
+    memory = estimate(config, corpus)["memory_bytes"]
+    assert memory["optimizer"] == sum(t.nbytes for t in state.optimizer.named_tensors().values() if t.dim())
+    assert memory["validation"] == sum(parameter.nbytes for parameter in state.model.parameters())
+    assert memory.pop("total") == sum(memory.values())
 
 
 @pytest.mark.parametrize("recipe", [name for name in recipe_names() if name.startswith(("penn", "wikitext-2"))])

@@ -18,8 +18,9 @@ DRAWN_LENGTHS = 2000  # which takes some hundredths of a second
 def estimate(config: Config, corpus: Corpus) -> dict[str, Any]:
     """Parameters, updates of the first epoch (segment lengths are random) and memory of a training step in bytes.
 
-    Memory counts weights, gradients and averages, the activations that backward needs, the contexts with their
-    gradients, and one block of logits; not the interpreter and libraries (about 300 MB), nor the allocator's slack.
+    Memory counts weights, gradients and averages, the optimizer's state, the activations that backward needs, the
+    contexts with their gradients, one block of logits, and the weights that a validation of the averages sets aside;
+    not the interpreter and libraries (about 300 MB, with PyTorch's optimizers 450), nor the allocator's slack.
     """
     model, train = config.model, config.train
     vocab_size = len(corpus.vocabulary)
@@ -35,14 +36,20 @@ def estimate(config: Config, corpus: Corpus) -> dict[str, Any]:
     step_bytes = FLOAT_BYTES * steps * batch * (recurrent + contexts) + block
     # Gradients of several micro-batches are summed in float64.
     held_bytes = (3 + 2 * (train.batch > batch)) * FLOAT_BYTES * parameters
+    # The mean gradient and the mean squared one: RMSProp is AdamW without momentum, and has both too.
+    optimizer_bytes = 0 if train.optimizer == "sgd" else 2 * FLOAT_BYTES * parameters
+    # In no step, but what a step has freed the allocator may keep.
+    validation_bytes = FLOAT_BYTES * parameters
     return {
         "parameters": parameters,
         "vocabulary": vocab_size,
         "updates_per_epoch": _updates_of_first_epoch(train, len(corpus.tokens["train"])),
         "memory_bytes": {
             "weights_gradients_averages": held_bytes,
+            "optimizer": optimizer_bytes,
             "longest_step": step_bytes,
-            "total": held_bytes + step_bytes,
+            "validation": validation_bytes,
+            "total": held_bytes + optimizer_bytes + step_bytes + validation_bytes,
         },
     }
 
