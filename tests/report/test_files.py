@@ -17,6 +17,7 @@ import pytest
 from benchmarks.fuzzing.damage import nasty_tree
 from highrank.data import Corpus
 from highrank.errors import UserError
+from highrank.evaluate import rank_run
 from highrank.report import Wanted, check_comparable, check_plotting, gather, write_figures, write_page
 from highrank.report.figure import Figure
 from highrank.report.history import history_of
@@ -25,6 +26,7 @@ from highrank.report.results import result_rows
 from highrank.report.training_figures import training_figures
 from highrank.runs import RunFolder
 from highrank.runs.measured import read_components, read_rank
+from highrank.runs.tensors import model_tensors
 from tests.report.conftest import Made
 
 
@@ -229,10 +231,21 @@ def test_damaged_figures_are_told_and_the_rest_is_shown(made: Made, tmp_path: Pa
     shutil.copytree(made.runs[0], copy)
     for name in ("rank.json", "components.json"):
         (copy / name).write_text(damage)
-    (subject,) = gather([RunFolder.open(copy)], lambda run: made.corpus, Wanted(passage_words=5))
+    (subject,) = gather([RunFolder.open(copy)], lambda run: made.corpus, Wanted(components=False, passage_words=5))
     assert "rank.json: damaged" in subject.notes["rank"]
     assert "components.json: damaged" in subject.notes["components"]
     assert subject.passage is not None
+
+
+def test_damaged_figures_are_measured_again_where_that_is_asked_for(made: Made, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made.runs[0], copy)
+    for name in ("rank.json", "components.json"):
+        (copy / name).write_text("{")
+    (subject,) = gather([RunFolder.open(copy)], lambda run: made.corpus, Wanted(rank=True, passage_words=0))
+    assert subject.notes == {}
+    assert subject.rank == read_rank(copy / "rank.json")
+    assert subject.components == read_components(copy / "components.json")
 
 
 @pytest.mark.parametrize(
@@ -267,6 +280,24 @@ def test_figures_of_an_earlier_model_are_not_shown(made: Made, tmp_path: Path) -
     values = json.loads((copy / "rank.json").read_text())
     (copy / "rank.json").write_text(json.dumps(values | {"model_sha256": "0" * 64}))
     (subject,) = gather([RunFolder.open(copy)], lambda run: made.corpus, Wanted(passage_words=0))
+    assert subject.rank is None
+    assert "on the model as it is now" in subject.notes["rank"]
+
+
+def test_figures_of_a_model_that_training_has_replaced_meanwhile_are_not_shown(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made.runs[1], copy)
+    (copy / "rank.json").unlink()
+
+    def while_training_goes_on(run: RunFolder, *arguments: Any, **options: Any) -> None:
+        rank_run(run, *arguments, **options)
+        tensors = model_tensors(run.load_model("train"))
+        run.save_best("train", {name: tensor + 0.25 for name, tensor in tensors.items()})
+
+    monkeypatch.setattr(sys.modules["highrank.report.gather"], "rank_run", while_training_goes_on)
+    (subject,) = gather([RunFolder.open(copy)], lambda run: made.corpus, Wanted(rank=True, passage_words=0))
     assert subject.rank is None
     assert "on the model as it is now" in subject.notes["rank"]
 

@@ -206,13 +206,23 @@ def _measured(
     Raises UserError with ``how`` to measure it, where it is not there and not to be measured.
     """
     path = run.path / name
-    older = " on the model as it is now" if path.exists() else ""
-    if path.exists() and is_of_this_model(run.path, found := read(path), stage):
-        return found
-    if measure is None:
+
+    def read_if_of_this_model() -> Figures | None:
+        return found if path.exists() and is_of_this_model(run.path, found := read(path), stage) else None
+
+    figures = None
+    try:
+        figures = read_if_of_this_model()
+    except UserError:  # damaged
+        if measure is None:
+            raise
+    if figures is None and measure is not None:
+        measure()
+        figures = read_if_of_this_model()  # training beside may have found a better model
+    if figures is None:
+        older = " on the model as it is now" if path.exists() else ""
         raise UserError(f"not measured{older}: {how} measures it")
-    measure()
-    return read(path)
+    return figures
 
 
 def _add_passage(
