@@ -152,9 +152,15 @@ def test_the_same_seed_is_the_same_text() -> None:
     assert list(itertools.islice(generate(model, PROMPT, 10**9, seed=4), 10)) == first[:10]  # one by one
 
 
-def test_dropouts_are_off() -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_dropouts_are_off_and_the_mode_comes_back(training: bool) -> None:
     expected = list(generate(small_model(spread=0.9), PROMPT, 20, seed=4))
-    assert list(generate(small_model(spread=0.9, dropout=0.4).train(), PROMPT, 20, seed=4)) == expected
+    model = small_model(spread=0.9, dropout=0.4).train(training)
+    words = generate(model, PROMPT, 20, seed=4)
+    first = next(words)
+    assert all(module.training == training for module in model.modules()), "between two words"
+    assert [first, *words] == expected
+    assert all(module.training == training for module in model.modules())
 
 
 def test_banned_words_are_never_drawn() -> None:
@@ -181,13 +187,13 @@ def test_banned_words_are_never_drawn() -> None:
 )
 def test_a_wrong_setting_is_one_clear_line(sampling: Sampling, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        next(generate(small_model(), PROMPT, 1, sampling=sampling))
+        generate(small_model(), PROMPT, 1, sampling=sampling)
     assert caught.value.exit_code == 2
 
 
 def test_a_prompt_is_needed() -> None:
     with pytest.raises(UserError, match="prompt of at least one word"):
-        next(generate(small_model(), [], 1))
+        generate(small_model(), [], 1)
 
 
 def test_text() -> None:

@@ -51,6 +51,17 @@ def test_a_part_is_a_part_of_the_whole(start: int, length: int) -> None:
         torch.testing.assert_close(ours.prior, theirs.prior[chosen])
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_dropouts_are_off_and_the_mode_comes_back(training: bool) -> None:
+    expected = read_passage(small_model(), TEXT % 5, start=1, length=20).before
+    model = small_model(dropout=0.4).train(training)
+    found = read_passage(model, TEXT % 5, start=1, length=20).before
+    assert found.met is not None
+    assert expected.met is not None
+    torch.testing.assert_close(found.met.surprisal, expected.met.surprisal)
+    assert all(module.training == training for module in model.modules())
+
+
 def test_a_passage_begins_with_a_line() -> None:
     text = np.array([5, 6, 0, 7, 8, 0, 9], dtype=np.int32)
     assert [line_start(text, wanted, 0) for wanted in range(8)] == [3, 3, 3, 3, 6, 6, 6, 6]

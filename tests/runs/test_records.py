@@ -76,7 +76,7 @@ def test_results_go_with_the_model_that_they_are_of(
     assert told.messages == []
     evaluate_run(run, corpus, "test", display=told)
     assert set(run.results) == {"finetune"}
-    not_recorded = f"not recorded: {run.path} has a newer model of train than the one that was evaluated"
+    not_recorded = f"not recorded: {run.path} has a newer model of train than the one that was measured"
     assert told.messages == [not_recorded]
 
     monkeypatch.setattr(temperature_of_run, "evaluate_at", during(evaluate_at))

@@ -10,7 +10,7 @@ from torch import Tensor
 from highrank.data import Vocabulary
 from highrank.data.vocabulary import END_OF_LINE, UNKNOWN
 from highrank.errors import UserError
-from highrank.models import LanguageModel, detached
+from highrank.models import LanguageModel, detached, evaluating
 from highrank.progress import SILENT, Display
 from highrank.random import torch_generator
 
@@ -30,7 +30,6 @@ PLAIN = Sampling()
 LOWEST_TEMPERATURE = 0.001  # below, log-probabilities divided by it overflow
 
 
-@torch.no_grad()
 def generate(
     model: LanguageModel,
     prompt: Sequence[int],
@@ -47,14 +46,21 @@ def generate(
     if not prompt:
         raise UserError("generate: expected a prompt of at least one word")
     _check(sampling)
+    return _drawn(model, prompt, words, sampling, seed, banned)
+
+
+@torch.no_grad()
+def _drawn(
+    model: LanguageModel, prompt: Sequence[int], words: int, sampling: Sampling, seed: int, banned: Sequence[int]
+) -> Iterator[int]:
     device = next(model.parameters()).device
-    model.eval()
     tokens = torch.tensor(prompt, device=device).unsqueeze(1)
     state = model.initial_state(1)
     for place in range(words):
-        output = model.backbone(tokens, state)
+        with evaluating(model):  # not while whoever asked for the word has it
+            output = model.backbone(tokens, state)
+            log_prob_V = model.head.log_prob(output.hidden[-1, 0])
         state = detached(output.state)
-        log_prob_V = model.head.log_prob(output.hidden[-1, 0])
         log_prob_V[list(banned)] = -torch.inf
         drawn = _draw(log_prob_V, sampling, torch_generator("cpu", seed, "generate", place))
         tokens = torch.full_like(tokens[:1], drawn)

@@ -12,7 +12,7 @@ from highrank.errors import UserError
 from highrank.evaluate.adaptation import Adaptation, DynamicSettings, GradientStatistics
 from highrank.evaluate.held_out import read_text
 from highrank.evaluate.prediction import Explanation, Prediction, predict_next
-from highrank.models import LanguageModel
+from highrank.models import LanguageModel, evaluating
 from highrank.progress import SILENT, Display
 
 __all__ = ["Passage", "line_start", "read_passage"]
@@ -73,10 +73,10 @@ def read_passage(
 
 @torch.no_grad()
 def _static(model: LanguageModel, columns: Columns, start: int, top: int) -> list[Prediction]:
-    model.eval()
     parts = []
-    for segment, hidden_T1H in read_text(model, columns, SEGMENT):
-        parts += _predictions(model, hidden_T1H, segment.target, segment.start, start, top)
+    with evaluating(model):
+        for segment, hidden_T1H in read_text(model, columns, SEGMENT):
+            parts += _predictions(model, hidden_T1H, segment.target, segment.start, start, top)
     return parts
 
 

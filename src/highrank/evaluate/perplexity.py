@@ -12,7 +12,7 @@ from highrank.data.batches import Columns
 from highrank.evaluate.held_out import read_text
 from highrank.functional import MixtureStatistics
 from highrank.heads import MixtureOfSoftmaxes
-from highrank.models import LanguageModel
+from highrank.models import LanguageModel, evaluating
 from highrank.perplexity import perplexity
 from highrank.progress import SILENT, Display
 from highrank.workers import ALONE, Workers
@@ -74,9 +74,7 @@ def evaluate(
     columns = Columns(tokens, batch, what=what)
     segment = segment or max(1, 1024 // batch)
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         total = torch.zeros((), dtype=torch.float64, device=device)
         components = model.head.num_components if isinstance(model.head, MixtureOfSoftmaxes) else 1
         used = torch.zeros(2 * components + 1, dtype=torch.float64, device=device)
@@ -93,8 +91,6 @@ def evaluate(
         means = (used / STEPS_PER_UNIT / predicted).tolist()
         use = ComponentUse(means[:components], means[components:-1], means[-1]) if components > 1 else None
         return Evaluation.of(total.item() / predicted, predicted, started, use)
-    finally:
-        model.train(training)
 
 
 def _use(statistics: MixtureStatistics) -> Tensor:

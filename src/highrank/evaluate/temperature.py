@@ -20,7 +20,7 @@ from highrank.evaluate.generate import LOWEST_TEMPERATURE
 from highrank.evaluate.held_out import read_text
 from highrank.evaluate.perplexity import Evaluation
 from highrank.heads import Head
-from highrank.models import LanguageModel
+from highrank.models import LanguageModel, evaluating
 from highrank.progress import SILENT, Display
 from highrank.workers import ALONE, Workers
 
@@ -69,9 +69,7 @@ def evaluate_at(
     started = time.perf_counter()
     columns = Columns(tokens, batch, what=what)
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         total = torch.zeros(len(temperatures), dtype=torch.float64, device=device)
         done = 0
         for part, hidden_TBH in read_text(model, columns, segment or max(1, 1024 // batch), workers):
@@ -82,8 +80,6 @@ def evaluate_at(
         workers.add_up([total])
         predicted = columns.predicted_tokens
         return [Evaluation.of(loss / predicted, predicted, started) for loss in total.tolist()]
-    finally:
-        model.train(training)
 
 
 def _losses(head: Head, hidden_NH: Tensor, target_N: Tensor, temperatures: Sequence[float]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from highrank.models.awd_lstm import AWDLSTM, State
 from highrank.models.dropout import Dropout, EmbeddingDropout, LockedDropout, WeightDropout, seed_dropouts
-from highrank.models.language_model import LanguageModel, LanguageModelOutput, detached, without_dropout
+from highrank.models.language_model import LanguageModel, LanguageModelOutput, detached, evaluating, without_dropout
 
 __all__ = [
     "AWDLSTM",
@@ -14,6 +14,7 @@ __all__ = [
     "State",
     "WeightDropout",
     "detached",
+    "evaluating",
     "seed_dropouts",
     "without_dropout",
 ]

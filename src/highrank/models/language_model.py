@@ -10,7 +10,7 @@ from highrank.heads import Head
 from highrank.models.awd_lstm import AWDLSTM, State
 from highrank.models.dropout import Dropout, WeightDropout
 
-__all__ = ["LanguageModel", "LanguageModelOutput", "detached", "without_dropout"]
+__all__ = ["LanguageModel", "LanguageModelOutput", "detached", "evaluating", "without_dropout"]
 
 
 class LanguageModelOutput(NamedTuple):
@@ -76,17 +76,31 @@ def detached(state: State) -> State:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; after, every module has the mode that it had."""
+    with _modes_kept(model):
+        model.eval()
+        yield
+
+
+@contextmanager
 def without_dropout(model: nn.Module, *, keep_weight_dropout: bool = False) -> Iterator[None]:
     """Train mode with every dropout off: cuDNN has no LSTM backward in evaluation mode (pytorch#10006).
 
     ``keep_weight_dropout`` leaves DropConnect on: the defect of the 2018 port in dynamic evaluation, to measure it.
     """
-    modes = {module: module.training for module in model.modules()}
-    try:
+    with _modes_kept(model):
         model.train()
-        for module in modes:
+        for module in model.modules():
             if isinstance(module, Dropout) and not (keep_weight_dropout and isinstance(module, WeightDropout)):
                 module.eval()
+        yield
+
+
+@contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    try:
         yield
     finally:
         for module, mode in modes.items():
