@@ -25,7 +25,7 @@ from benchmarks.processes import (
     one_line,
     train_command,
 )
-from benchmarks.same_bits import compare
+from benchmarks.same_bits import checksums, compare
 from benchmarks.workers_agree import agreement, train_with
 from highrank.data import load_corpus
 from highrank.errors import UserError
@@ -242,6 +242,20 @@ def test_an_error_is_one_line_whoever_meets_it(alone: Setting, tmp_path: Path) -
     one_line(many, "3 workers, but an update has 2 micro-batches", codes=(2,))
     assert many.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["rank", "components", "report"])
+def test_a_command_that_shares_no_work_refuses_several_workers(name: str, alone: Setting, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(alone.reference, run)
+    before = checksums(run)
+    inside = command(name, run, "--device", "cpu", "--json")[1:]
+    done = finish([*TORCHRUN, "--standalone", "--nproc-per-node", "2", *inside])
+    assert done.returncode != 0
+    assert done.stdout == ""
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("highrank: ")]
+    assert said.startswith("highrank: 2 workers were started, and this command shares no work")
+    assert checksums(run) == before
 
 
 def test_a_worker_with_another_text_is_refused(small_text: Path, tmp_path: Path) -> None:
