@@ -2,6 +2,7 @@
 
 import math
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +11,18 @@ from numpy.typing import NDArray
 
 from highrank.evaluate import (
     DynamicSettings,
+    Evaluation,
     GradientStatistics,
     Trial,
     dynamic_evaluate,
     gradient_statistics,
+    search,
     search_settings,
 )
 from highrank.models import LanguageModel
 from highrank.progress import SILENT
 from tests.parity import small_model
+from tests.telling import Telling
 
 START = DynamicSettings(lamb=0.02, lr=0.02)
 TOKENS = 450
@@ -80,12 +84,49 @@ def test_a_lost_loss_comes_last(model: LanguageModel, text: NDArray[np.int32], s
     assert trials[-1].loss_nats == math.inf
 
 
+def test_trials_share_the_trained_weights_and_are_no_more_than_find_room(
+    model: LanguageModel,
+    text: NDArray[np.int32],
+    statistics: GradientStatistics,
+    trials: list[Trial],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: dict[int, list[int]] = {}
+
+    def noted(model: LanguageModel, *arguments: Any, **options: Any) -> Evaluation:
+        used[id(model)] = [parameter.data_ptr() for parameter in model.parameters()]
+        return dynamic_evaluate(model, *arguments, **options)
+
+    one_trial = 6 * sum(parameter.nbytes for parameter in model.parameters())
+    monkeypatch.setattr(search, "dynamic_evaluate", noted)
+    monkeypatch.setattr(search, "_processors", lambda model: 8)
+    monkeypatch.setattr(search, "memory_of", lambda device: 2 * 3 * one_trial)
+    told = Telling()
+    assert search_settings(model, text, statistics, START, display=told) == trials
+    assert told.messages[0] == "search: 25 settings, 3 at once"
+    assert 1 <= len(used) <= 3
+    trained = [parameter.data_ptr() for parameter in model.parameters()]
+    assert all(weights == trained for weights in used.values())
+
+
+def test_a_model_that_cannot_be_copied_is_told_as_it_is(
+    model: LanguageModel, text: NDArray[np.int32], statistics: GradientStatistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> LanguageModel:
+        raise MemoryError("no room for a model")
+
+    monkeypatch.setattr("copy.deepcopy", full)
+    with pytest.raises(MemoryError, match="no room for a model"):
+        search_settings(model, text, statistics, START, threads=2)
+
+
 def test_an_interrupt_ends_the_trials(
     model: LanguageModel, text: NDArray[np.int32], statistics: GradientStatistics
 ) -> None:
     class Interrupting(type(SILENT)):  # type: ignore[misc]
         def message(self, text: str) -> None:
-            raise KeyboardInterrupt
+            if text.startswith("search: lr"):
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         search_settings(model, text, statistics, START, threads=2, display=Interrupting())

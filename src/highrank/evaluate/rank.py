@@ -15,7 +15,7 @@ from highrank.errors import UserError
 from highrank.evaluate.decomposition import is_oblong, singular_values
 from highrank.progress import SILENT, Display, by_the_clock
 
-__all__ = ["RELATIVE_THRESHOLDS", "Rank", "announce_memory", "measure_rank", "rank"]
+__all__ = ["RELATIVE_THRESHOLDS", "Rank", "announce_memory", "measure_rank", "memory_of", "rank"]
 
 RELATIVE_THRESHOLDS = (1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
 BLOCK_BYTES = 32 << 20
@@ -120,7 +120,7 @@ def announce_memory(contexts: int, vocabulary: int, device: torch.device | str, 
     # The matrix and the copy that is decomposed; of one that is not square also the triangle.
     copies = 3 if is_oblong(contexts, vocabulary) else 2
     needed = copies * 8 * contexts * vocabulary + 4 * BLOCK_BYTES
-    there = _memory_of(torch.device(device))
+    there = memory_of(torch.device(device))
     said = f"rank of {contexts:,} contexts x {vocabulary:,} words, in float64"
     if there is not None and needed > there:
         raise UserError(
@@ -168,7 +168,8 @@ def _tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=f"f{size}" if size in (2, 4, 8) else "f8"))
 
 
-def _memory_of(device: torch.device) -> int | None:
+def memory_of(device: torch.device) -> int | None:
+    """In bytes, taken or free; None where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     try:

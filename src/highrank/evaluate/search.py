@@ -17,10 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from highrank.errors import UserError
 from highrank.evaluate.adaptation import DynamicSettings, GradientStatistics
 from highrank.evaluate.dynamic import dynamic_evaluate
+from highrank.evaluate.rank import memory_of
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
 
@@ -30,6 +32,8 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 ROUNDS = 3
 KEPT = 1 / 3  # of the settings, from one round to the next, on a text three times as long
 FEWEST_TOKENS = 50
+# Of the size of the weights, as a trial begins: RMS, decays and rates, these two in one allocation each, and weights.
+TRIAL_COPIES = 6
 
 
 class Trial(NamedTuple):
@@ -52,14 +56,17 @@ def search_settings(
     """The last trial of every setting: first those on the whole text, the best one first.
 
     lr and lamb of ``start`` are multiplied by 1/4 to 4, each by each. On a CPU the trials of a round run side by side
-    in ``threads`` (0: as many as there are processors for this process), each with a copy of the model.
+    in ``threads`` (0: as many as there are processors for this process, and as find room in half of the memory), each
+    with weights of its own that move.
     """
     grid = [start._replace(lr=start.lr * lr, lamb=start.lamb * lamb) for lr, lamb in product(FACTORS, FACTORS)]
     settings = list(dict.fromkeys(grid))  # a lamb of 0 stays 0
     rounds = _rounds(len(settings), len(tokens))
     total, done = sum(number * length for number, length in rounds), 0
     last: dict[DynamicSettings, Trial] = {}
-    with _Trials(model, statistics, threads or _processors(model)) as trials:
+    threads = min(len(settings), threads or min(_processors(model), _room(model)))
+    display.message(f"search: {len(settings)} settings, {threads} at once")
+    with _Trials(model, statistics, threads) as trials:
         for number, length in rounds:
             if last:
                 settings = sorted(settings, key=lambda each: last[each].loss_nats)[:number]
@@ -88,6 +95,13 @@ def _processors(model: LanguageModel) -> int:
     if next(model.parameters()).device.type != "cpu":
         return 1  # they would fight for the one device
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _room(model: LanguageModel) -> int:
+    """For how many trials, where nothing else takes much memory."""
+    there = memory_of(next(model.parameters()).device)
+    trial = TRIAL_COPIES * sum(parameter.nbytes for parameter in model.parameters())
+    return len(FACTORS) ** 2 if there is None else max(1, there // 2 // trial)
 
 
 class _Ended(Exception):  # noqa: N818 - not an error
@@ -119,13 +133,19 @@ class _Trials:
     def _begin(self) -> None:
         # One each, however many trials run side by side: sums, and so the result, must not depend on it.
         torch.set_num_threads(1)
-        self._of_thread.model = copy.deepcopy(self._model)
+
+    def _model_of_thread(self) -> LanguageModel:
+        """Its parameters are other ones with the same numbers: a trial moves copies, and puts these back at its end."""
+        if not hasattr(self._of_thread, "model"):
+            shared = {id(each): nn.Parameter(each.detach(), each.requires_grad) for each in self._model.parameters()}
+            self._of_thread.model = copy.deepcopy(self._model, shared)
+        model: LanguageModel = self._of_thread.model
+        return model
 
     def _trial(self, settings: DynamicSettings, tokens: NDArray[np.int32]) -> Trial:
+        model = self._model_of_thread()
         try:
-            evaluation = dynamic_evaluate(
-                self._of_thread.model, tokens, self._statistics, settings, display=_EndedDisplay(self._ended)
-            )
+            evaluation = dynamic_evaluate(model, tokens, self._statistics, settings, display=_EndedDisplay(self._ended))
         except UserError:  # of a rate too high: the text is long enough
             return Trial(settings, len(tokens), math.inf)
         return Trial(settings, len(tokens), evaluation.loss_nats)
