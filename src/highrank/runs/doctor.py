@@ -21,7 +21,15 @@ from highrank.runs.checkpoint import checkpoint_folders, load_checkpoint
 from highrank.runs.config import Config, read_whole_config
 from highrank.runs.folder import RunFolder
 from highrank.runs.lock import holder, is_held
-from highrank.runs.records import STAGES, metrics_lines, metrics_record, read_facts, read_results
+from highrank.runs.records import (
+    STAGES,
+    cannot_go_on,
+    has_ended,
+    metrics_lines,
+    metrics_record,
+    read_facts,
+    read_results,
+)
 from highrank.runs.tensors import read_tensors
 
 __all__ = ["Ability", "Diagnosis", "Finding", "examine"]
@@ -101,8 +109,7 @@ class _Examination:
         self.attempt("results.json", self.read_results)
         self.check_leftovers()
         at_work = self.check_lock()
-        trained = any(record["stage"] == "train" for record in records)
-        return Diagnosis(self.run, tuple(self.findings), tuple(self.abilities(stages, corpus, at_work, trained)))
+        return Diagnosis(self.run, tuple(self.findings), tuple(self.abilities(stages, corpus, at_work, records)))
 
     def say(self, place: str, kind: Literal["ok", "note", "wrong"], text: str) -> None:
         self.findings.append(Finding(place, kind, text))
@@ -218,7 +225,7 @@ class _Examination:
         return who
 
     def abilities(
-        self, stages: Mapping[str, _Stage], corpus: Path | None, at_work: str | None, recorded: bool
+        self, stages: Mapping[str, _Stage], corpus: Path | None, at_work: str | None, records: list[dict[str, Any]]
     ) -> list[Ability]:
         basis = [f"{f.place} is wrong" for f in self.findings if f.kind == "wrong" and f.place in BASIS]
         obstacle = basis[0] if basis else None
@@ -229,15 +236,21 @@ class _Examination:
         begun = tune.checkpoints > 0 or tune.has_best
         finetune = [str(self.run), *data, *(["--resume"] if begun else [])]
         return [
-            _training(train, stop or self.imported(train, recorded), ["train", *resume]),
-            self.finetuning(train, tune, stop, ["finetune", *finetune]),
+            _training(train, stop or self.without_checkpoints("train", records), ["train", *resume]),
+            self.finetuning(
+                train, tune, stop or self.without_checkpoints("finetune", records), ["finetune", *finetune]
+            ),
             *(self.evaluation(what, stages, obstacle, data) for what in ("evaluate", "dynamic-eval")),
         ]
 
-    def imported(self, train: _Stage, recorded: bool) -> str | None:
-        if train.has_best and not train.checkpoints and not recorded:
-            return "the run has a model and no checkpoint to go on from (an imported run?)"
-        return None
+    def without_checkpoints(self, stage: str, records: list[dict[str, Any]]) -> str | None:
+        """Why a stage that has none cannot go on."""
+        if checkpoint_folders(self.run / stage):
+            return None
+        try:
+            return "it has come to its end" if has_ended(self.run, stage) else cannot_go_on(self.run, stage, records)
+        except UserError:  # of results.json, which is said
+            return None
 
     def finetuning(self, train: _Stage, tune: _Stage, stop: str | None, command: list[str]) -> Ability:
         if stop is None and not train.best:

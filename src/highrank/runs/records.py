@@ -7,7 +7,7 @@ train/  finetune/                           of the best model only its sizes, of
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ __all__ = [
     "STAGE_TITLES",
     "Standing",
     "best_model_path",
+    "cannot_go_on",
     "checkpoint_folders",
     "corpus_name",
     "has_ended",
@@ -115,6 +116,21 @@ def has_ended(run: Path, stage: str) -> bool:
     standing = read_standing(run, stage)
     # A kill may fall between the last checkpoint and the result; and checkpoints may be removed to save space.
     return (standing is not None and standing.finished) or "valid_perplexity" in read_results(run).get(stage, {})
+
+
+def cannot_go_on(run: Path, stage: str, records: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a stage that has a model and has not ended has nothing to go on from; ``records`` are those of the run."""
+    if not best_model_path(run, stage).exists() or has_ended(run, stage) or checkpoint_folders(run / stage):
+        return None
+    epochs = [record["epoch"] for record in records if record["stage"] == stage]
+    if not epochs:
+        return f"has a model but no checkpoint of {stage} to go on from (an imported run?)"
+    if max(epochs) > 1:  # in the first one a kill may have come before there was any
+        return (
+            f"is in epoch {max(epochs)} of {stage}, but no checkpoint is there to go on from (were they removed?); put "
+            f"one back, or to begin {stage} anew remove {run / stage}"
+        )
+    return None
 
 
 def model_size(path: Path) -> int:

@@ -19,7 +19,7 @@ from highrank.progress import READ_EVERY_S, SILENT, Display
 from highrank.random import derived_seed
 from highrank.runs import Checkpoint, Config, RunFolder, build_model, describe_device, latest_checkpoint
 from highrank.runs.device import multiplies_bfloat16
-from highrank.runs.records import checkpoint_folders, has_ended
+from highrank.runs.records import cannot_go_on, checkpoint_folders, has_ended
 from highrank.runs.tensors import model_tensors, put_model_tensors, read_tensors
 from highrank.train.averaging import averaged_weights, is_stalled
 from highrank.train.embedding_norms import set_norms_from_counts
@@ -115,17 +115,8 @@ def check_device(config: Config, device: torch.device | str) -> None:
 
 def check_can_go_on(run: RunFolder, stage: str) -> None:
     """Raises UserError if the stage has a model, has not ended, and has no checkpoint to go on from."""
-    folder = run.stage_folder(stage)
-    if not run.best_model_path(stage).exists() or has_ended(run.path, stage) or checkpoint_folders(folder):
-        return
-    epochs = [record["epoch"] for record in run.metrics() if record["stage"] == stage]
-    if not epochs:
-        raise UserError(f"{run.path}: has a model but no checkpoint of {stage} to go on from (an imported run?)")
-    if max(epochs) > 1:  # in the first one a kill may have come before there was any
-        raise UserError(
-            f"{run.path}: is in epoch {max(epochs)} of {stage}, but no checkpoint is there to go on from (were they "
-            f"removed?); put one back, or to begin {stage} anew remove {folder}"
-        )
+    if reason := cannot_go_on(run.path, stage, run.metrics()):
+        raise UserError(f"{run.path}: {reason}")
 
 
 def train_stage(
