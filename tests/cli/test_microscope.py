@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.cells import cell_len
 
 from benchmarks.processes import here, one_line
 from highrank.cli.main import main
@@ -66,6 +67,16 @@ def test_ranks_of_several_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -
 
 def load(runs: Path) -> tuple[str, ...]:
     return RunFolder.open(runs / "softmax").vocabulary.words
+
+
+def test_names_of_wide_characters_stand_in_columns_too(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, head in (("日本語のモデル", "softmax"), ("plain", "mixture-of-softmaxes")):
+        shutil.copytree(runs / head, tmp_path / name)
+    lines = done(capsys, "rank", tmp_path / "日本語のモデル", tmp_path / "plain", "--contexts", "20").splitlines()
+    ends = {cell_len(line) for line in lines[:3]}
+    assert len(ends) == 1, "the last column is flush right"
 
 
 def test_runs_of_different_vocabularies_are_listed_with_a_warning(

@@ -110,7 +110,11 @@ def _rank_runs(arguments: argparse.Namespace) -> int:
 def _lines(
     results: Sequence[Mapping[str, Any]], paper: Sequence[Mapping[str, Any]], same_vocabulary: bool
 ) -> Iterator[str]:
-    rows = [["", "head", "D", "words", "contexts", "rank", "bound", "effective", "mean KL"]]
+    from highrank.cli.table import Column, aligned
+
+    figures = ("D", "words", "contexts", "rank", "bound", "effective", "mean KL")
+    columns = [Column(""), Column("head"), *(Column(name, right=True) for name in figures)]
+    rows = []
     for result in results:
         rows.append(
             [
@@ -128,11 +132,7 @@ def _lines(
     for entry in paper:
         features, words = str(entry["context_features"]), f"{entry['vocabulary']:,}"
         rows.append(["the paper, Penn Treebank", _head(entry), features, words, "", f"{entry['rank']:,}", "", "", ""])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        texts = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
-        figures = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-        yield "  ".join([*texts, *figures]).rstrip()
+    yield from aligned(columns, rows)
     yield ""
     if not same_vocabulary:
         yield "The runs have different vocabularies: their ranks and divergences are not to be compared."

@@ -1,12 +1,12 @@
 """Tables: drawn to the width of a terminal, plain aligned columns when piped."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-__all__ = ["Column", "print_table"]
+__all__ = ["Column", "aligned", "print_table"]
 
 GAP = 2
 
@@ -22,15 +22,24 @@ class Column:
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     """Print ``rows``, each with a text for every column, to standard output."""
-    widths = [
-        max(cell_len(text) for text in texts) for texts in zip([column.title for column in columns], *rows, strict=True)
-    ]
     if sys.stdout.isatty():
-        _draw(columns, rows, widths)
+        _draw(columns, rows, _widths(columns, rows))
         return
+    for line in aligned(columns, rows):
+        print(line)
+
+
+def aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The titles and ``rows`` as plain lines, however wide."""
+    widths = _widths(columns, rows)
     for texts in ([column.title for column in columns], *rows):
         cells = (_padded(*each) for each in zip(texts, columns, widths, strict=True))
-        print((" " * GAP).join(cells).rstrip())
+        yield (" " * GAP).join(cells).rstrip()
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
+    titles = [column.title for column in columns]
+    return [max(cell_len(text) for text in texts) for texts in zip(titles, *rows, strict=True)]
 
 
 def _draw(columns: Sequence[Column], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
