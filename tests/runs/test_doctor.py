@@ -308,7 +308,9 @@ def test_before_the_first_checkpoint_and_after_an_import(run: Path) -> None:
     shutil.rmtree(run / "finetune")
     for path in checkpoint_folders(run / "train"):
         shutil.rmtree(path)
+    assert can(examine(run), "train").why == "it has come to its end"
     (run / "metrics.jsonl").unlink()
+    (run / "results.json").unlink()
     imported = examine(run)
     assert not imported.wrong
     assert "imported" in can(imported, "train").why
