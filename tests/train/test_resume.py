@@ -72,7 +72,7 @@ def test_removed_checkpoints_lose_nothing(setting: Setting, tmp_path: Path) -> N
     assert {name: recorded[name] for name in said if name in recorded} == {
         name: value for name, value in said.items() if name not in ("run", "stage")
     }
-    assert examine(run).abilities[0][:3] == ("train", False, "it has come to its end")
+    assert examine(run).abilities[0].why == "it has come to its end"
     (run / "results.json").unlink()  # as if stopped on the way
     assert not examine(run).abilities[0].possible
     one_line(here(*train_arguments(run, setting.text, "--resume")), "no checkpoint is there", f"remove {run / 'train'}")
