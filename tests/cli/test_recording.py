@@ -83,7 +83,7 @@ def test_gradient_statistics_are_of_the_model_that_was_loaded(run: RunFolder) ->
     stamp = run.model_stamp("finetune")
     model = run.load_model("finetune")
     kept = list((run.path / "finetune").glob("gradient-statistics-*"))
-    assert len(kept) == 1
+    assert kept
     another_model(run)
     assert not any(path.exists() for path in kept), "those of a model that is gone take its room"
     statistics = cached_statistics(run, stamp, model, corpus, settings, SILENT)

@@ -135,6 +135,7 @@ def test_a_kill_between_a_validation_and_the_checkpoint_after_it(setting: Settin
     for path in checkpoint_folders(run.path / "finetune"):  # as if killed after the validation that it starts with
         path.rename(tmp_path / path.name)
     run.forget_metrics_after("finetune", 0, 1)
+    run.forget_results_of("finetune")
     assert [record["step"] for record in run.metrics() if record["stage"] == "finetune"] == [0]
     assert here(*tune, "--resume").returncode == 0
     again = [record for record in run.metrics() if record["stage"] == "finetune"]
