@@ -175,7 +175,7 @@ def test_memory_is_announced_and_kept(contexts: int, copies: int, monkeypatch: p
 
 
 def test_too_little_memory_is_said_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "memory_of", lambda device: 1 << 20)
+    monkeypatch.setattr(MODULE, "total_memory", lambda device: 1 << 20)
     with pytest.raises(UserError, match=r"3,000 contexts x 2,000 words.* needs 0\.3 GiB, but cpu has 0\.0; take fewer"):
         highrank.rank(torch.zeros(1, 1, dtype=torch.float64).expand(3000, 2000))
 

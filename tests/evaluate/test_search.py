@@ -100,7 +100,7 @@ def test_trials_share_the_trained_weights_and_are_no_more_than_find_room(
     one_trial = 6 * sum(parameter.nbytes for parameter in model.parameters())
     monkeypatch.setattr(search, "dynamic_evaluate", noted)
     monkeypatch.setattr(search, "_processors", lambda model: 8)
-    monkeypatch.setattr(search, "memory_of", lambda device: 2 * 3 * one_trial)
+    monkeypatch.setattr(search, "total_memory", lambda device: 2 * 3 * one_trial)
     told = Telling()
     assert search_settings(model, text, statistics, START, display=told) == trials
     assert told.messages[0] == "search: 25 settings, 3 at once"

@@ -24,7 +24,7 @@ from highrank.data.catalog import CatalogEntry, Mirror, RemoteFile, folder_probl
 from highrank.data.encoding import cache_folder
 from highrank.data.kjv import build_kjv
 from highrank.errors import UserError, one_line
-from highrank.files import install_folder, temporary_folder
+from highrank.files import install_folder, is_free, temporary_folder
 from highrank.progress import SILENT, Display
 
 __all__ = ["get_corpus"]
@@ -89,7 +89,7 @@ def get_corpus(
 
 def _is_there(entry: CatalogEntry, target: Path, display: Display) -> bool:
     """Does ``target`` hold the corpus? Raises UserError if it holds something else."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    if is_free(target):
         return False
     problem = folder_problem(entry, target)
     if problem is not None:

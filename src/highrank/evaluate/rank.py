@@ -1,6 +1,5 @@
 """The rank of a log-probability matrix: what a model's head can express, seen in the singular values."""
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from torch import Tensor
 from highrank.errors import UserError
 from highrank.evaluate.decomposition import is_oblong, singular_values
 from highrank.progress import SILENT, Display, by_the_clock
+from highrank.runs.device import total_memory
 
-__all__ = ["RELATIVE_THRESHOLDS", "Rank", "announce_memory", "measure_rank", "memory_of", "rank"]
+__all__ = ["RELATIVE_THRESHOLDS", "Rank", "announce_memory", "measure_rank", "rank"]
 
 RELATIVE_THRESHOLDS = (1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
 BLOCK_BYTES = 32 << 20
@@ -120,7 +120,7 @@ def announce_memory(contexts: int, vocabulary: int, device: torch.device | str, 
     # The matrix and the copy that is decomposed; of one that is not square also the triangle.
     copies = 3 if is_oblong(contexts, vocabulary) else 2
     needed = copies * 8 * contexts * vocabulary + 4 * BLOCK_BYTES
-    there = memory_of(torch.device(device))
+    there = total_memory(torch.device(device))
     said = f"rank of {contexts:,} contexts x {vocabulary:,} words, in float64"
     if there is not None and needed > there:
         raise UserError(
@@ -166,16 +166,6 @@ def _tensor(array: NDArray[Any]) -> Tensor:
         raise UserError(f"log_probs: expected floating-point numbers, got {array.dtype}")
     size = array.dtype.itemsize
     return torch.from_numpy(np.array(array, dtype=f"f{size}" if size in (2, 4, 8) else "f8"))
-
-
-def memory_of(device: torch.device) -> int | None:
-    """In bytes, taken or free; None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not every system says
-        return None
 
 
 def _round_off(matrix_NV: Tensor, values: Tensor, epsilon: float) -> float:

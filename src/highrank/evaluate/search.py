@@ -22,9 +22,9 @@ from torch import nn
 from highrank.errors import UserError
 from highrank.evaluate.adaptation import DynamicSettings, GradientStatistics
 from highrank.evaluate.dynamic import dynamic_evaluate
-from highrank.evaluate.rank import memory_of
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
+from highrank.runs.device import total_memory
 
 __all__ = ["Trial", "search_settings"]
 
@@ -99,7 +99,7 @@ def _processors(model: LanguageModel) -> int:
 
 def _room(model: LanguageModel) -> int:
     """For how many trials, where nothing else takes much memory."""
-    there = memory_of(next(model.parameters()).device)
+    there = total_memory(next(model.parameters()).device)
     trial = TRIAL_COPIES * sum(parameter.nbytes for parameter in model.parameters())
     return len(FACTORS) ** 2 if there is None else max(1, there // 2 // trial)
 

@@ -1,4 +1,4 @@
-"""Which device a command uses."""
+"""Which device a command uses, and what it can do and hold."""
 
 import os
 
@@ -6,7 +6,7 @@ import torch
 
 from highrank.errors import UserError
 
-__all__ = ["choose_device", "describe_device", "multiplies_bfloat16"]
+__all__ = ["choose_device", "describe_device", "multiplies_bfloat16", "total_memory"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -50,3 +50,13 @@ def multiplies_bfloat16(device: torch.device | str) -> bool:
         return True
     found = torch.cpu.get_capabilities()
     return found.get("architecture") != "x86_64" or bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def total_memory(device: torch.device) -> int | None:
+    """In bytes, taken or free; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system says
+        return None

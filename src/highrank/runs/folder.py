@@ -152,7 +152,7 @@ class RunFolder:
                 )
             until_replaced.enter_context(writing(self.path))  # no result of the one before is added now
             self.forget_results_of(stage)
-            for statistics in self.statistics_path(stage, "*").parent.glob(self.statistics_path(stage, "*").name):
+            for statistics in self.stage_folder(stage).glob(self.statistics_path(stage, "*").name):
                 statistics.unlink(missing_ok=True)  # each is as large as a model, and of the one before
 
     def statistics_path(self, stage: str, key: str) -> Path:
