@@ -63,9 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
                 display=where.display,
             )
         )
-    print_result(result, _lines(result), as_json=arguments.json)
-    if unrecorded is not None:
-        raise unrecorded
+    print_result(result, _lines(result), as_json=arguments.json, unrecorded=unrecorded)
     return 0
 
 

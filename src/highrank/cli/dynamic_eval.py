@@ -110,7 +110,5 @@ def run(arguments: argparse.Namespace) -> int:
         f"{result[split]['elapsed_s']:.0f} s (lr {chosen['lr']:g}, lamb {chosen['lamb']:g})"
         for split in splits
     ]
-    print_result(result, lines, as_json=arguments.json)
-    if unrecorded is not None:
-        raise unrecorded
+    print_result(result, lines, as_json=arguments.json, unrecorded=unrecorded)
     return 0

@@ -87,9 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
             result, unrecorded = computed(lambda: evaluate_run_at(*text, arguments.temperature, **how))
     if not where.workers.is_first:
         return 0
-    print_result(result, [_line(result)], as_json=arguments.json)
-    if unrecorded is not None:
-        raise unrecorded
+    print_result(result, [_line(result)], as_json=arguments.json, unrecorded=unrecorded)
     return 0
 
 

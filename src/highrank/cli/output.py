@@ -21,17 +21,25 @@ def notice(message: str) -> None:
 
 
 def computed(compute: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], NotRecordedError | None]:
-    """What ``compute`` returns; or what it computed, and the error, to be raised once that is printed."""
+    """What ``compute`` returns; or what it computed, and the error, for ``print_result`` to raise."""
     try:
         return compute(), None
     except NotRecordedError as error:
         return error.result, error
 
 
-def print_result(result: Mapping[str, object], lines: Iterable[str], *, as_json: bool) -> None:
-    """Print ``result`` as JSON, or ``lines`` for a person: the same figures in both."""
+def print_result(
+    result: Mapping[str, object],
+    lines: Iterable[str],
+    *,
+    as_json: bool,
+    unrecorded: NotRecordedError | None = None,
+) -> None:
+    """Print ``result`` as JSON, or ``lines`` for a person: the same figures in both. Then raises ``unrecorded``."""
     if as_json:
         print(json.dumps(result, indent=2, allow_nan=False))
     else:
         for line in lines:
             print(line)
+    if unrecorded is not None:
+        raise unrecorded
