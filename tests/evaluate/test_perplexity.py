@@ -13,6 +13,7 @@ from highrank import LossOptions
 from highrank.errors import UserError
 from highrank.evaluate import Evaluation, evaluate
 from highrank.models import Dropout
+from highrank.progress import Pace
 from tests.parity import small_model, textbook_twin
 
 
@@ -91,8 +92,9 @@ class Telling:
         raise AssertionError(text)
 
 
-def test_progress_ends_at_the_result() -> None:
+def test_progress_ends_at_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "is_due", lambda self: True)
     display = Telling()
     evaluation = evaluate(small_model(), text(50), batch=2, segment=10, what="test", display=display)
-    assert [(task, done, total) for task, done, total, _ in display.seen] == [("test", d, 48) for d in (20, 40, 48)]
-    assert display.seen[-1][3] == pytest.approx(evaluation.loss_nats, rel=1e-12)
+    assert [(task, done, total) for task, done, total, _ in display.seen] == [("test", d, 48) for d in (20, 40, 48, 48)]
+    assert [loss for *_, loss in display.seen[-2:]] == pytest.approx([evaluation.loss_nats] * 2, rel=1e-12)

@@ -104,7 +104,9 @@ def dynamic_evaluate(
             done += segment.target.numel()
             if reading.is_due():  # a lost loss is told now, not at the end
                 display.progress(what, done, columns.predicted_tokens, _finite(total, done, settings))
-    return Evaluation.of(_finite(total, done, settings), done, started)
+    loss_nats = _finite(total, done, settings)
+    display.progress(what, done, done, loss_nats)
+    return Evaluation.of(loss_nats, done, started)
 
 
 def _finite(total: Tensor, done: int, settings: DynamicSettings) -> float:

@@ -1,6 +1,7 @@
 """Static evaluation: the exact mean loss over every predicted token."""
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +15,10 @@ from highrank.functional import MixtureStatistics
 from highrank.heads import MixtureOfSoftmaxes
 from highrank.models import LanguageModel, evaluating
 from highrank.perplexity import perplexity
-from highrank.progress import SILENT, Display
+from highrank.progress import SILENT, Display, Pace
 from highrank.workers import ALONE, Workers
 
-__all__ = ["ComponentUse", "Evaluation", "evaluate"]
+__all__ = ["ComponentUse", "Evaluation", "evaluate", "means_over_text"]
 
 # What is summed of the components is rounded to such steps first: whole numbers, whose sum is exact in any order.
 STEPS_PER_UNIT = 2.0**30
@@ -52,7 +53,6 @@ class Evaluation(NamedTuple):
         return self._replace(loss_nats=loss_nats, perplexity=perplexity(loss_nats))
 
 
-@torch.no_grad()
 def evaluate(
     model: LanguageModel,
     tokens: NDArray[np.int32],
@@ -72,25 +72,49 @@ def evaluate(
     """
     started = time.perf_counter()
     columns = Columns(tokens, batch, what=what)
-    segment = segment or max(1, 1024 // batch)
-    device = next(model.parameters()).device
+    components = model.head.num_components if isinstance(model.head, MixtureOfSoftmaxes) else 1
+
+    def score(hidden_TBH: Tensor, target_TB: Tensor) -> Tensor:
+        statistics = model.head.statistics(hidden_TBH, target_TB, reduction="none")
+        return torch.cat([statistics.loss.sum(dtype=torch.float64).unsqueeze(0), _use(statistics)])
+
+    loss_nats, *used = means_over_text(
+        model, columns, score, 2 * components + 2, segment=segment, what=what, display=display, workers=workers
+    )
+    used = [mean / STEPS_PER_UNIT for mean in used]
+    use = ComponentUse(used[:components], used[components:-1], used[-1]) if components > 1 else None
+    return Evaluation.of(loss_nats, columns.predicted_tokens, started, use)
+
+
+@torch.no_grad()
+def means_over_text(
+    model: LanguageModel,
+    columns: Columns,
+    score: Callable[[Tensor, Tensor], Tensor],
+    count: int,
+    *,
+    segment: int,
+    what: str,
+    display: Display,
+    workers: Workers,
+) -> list[float]:
+    """Means over the predicted tokens, of which ``score`` gives the sums over a segment.
+
+    It gets the hidden states (T, B, H) and targets (T, B), and returns ``count`` numbers in float64, the first of them
+    a loss in nats, which the display shows. The other arguments are those of ``evaluate``.
+    """
+    total = torch.zeros(count, dtype=torch.float64, device=next(model.parameters()).device)
+    done, reading = 0, Pace()
     with evaluating(model):
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        components = model.head.num_components if isinstance(model.head, MixtureOfSoftmaxes) else 1
-        used = torch.zeros(2 * components + 1, dtype=torch.float64, device=device)
-        done = 0
-        for part, hidden_TBH in read_text(model, columns, segment, workers):
-            statistics = model.head.statistics(hidden_TBH, part.target, reduction="none")
-            total += statistics.loss.sum(dtype=torch.float64)
-            used += _use(statistics)
+        for part, hidden_TBH in read_text(model, columns, segment or max(1, 1024 // columns.batch), workers):
+            total += score(hidden_TBH, part.target)
             done += part.target.numel()
-            if display is not SILENT:
-                display.progress(what, done * workers.count, columns.predicted_tokens, total.item() / done)
-        workers.add_up([total, used])
-        predicted = columns.predicted_tokens
-        means = (used / STEPS_PER_UNIT / predicted).tolist()
-        use = ComponentUse(means[:components], means[components:-1], means[-1]) if components > 1 else None
-        return Evaluation.of(total.item() / predicted, predicted, started, use)
+            if display is not SILENT and reading.is_due():
+                display.progress(what, done * workers.count, columns.predicted_tokens, total[0].item() / done)
+    workers.add_up([total])
+    means = [each / columns.predicted_tokens for each in total.tolist()]
+    display.progress(what, columns.predicted_tokens, columns.predicted_tokens, means[0])
+    return means
 
 
 def _use(statistics: MixtureStatistics) -> Tensor:

@@ -17,10 +17,9 @@ from torch import Tensor
 from highrank.data.batches import Columns
 from highrank.errors import UserError
 from highrank.evaluate.generate import LOWEST_TEMPERATURE
-from highrank.evaluate.held_out import read_text
-from highrank.evaluate.perplexity import Evaluation
+from highrank.evaluate.perplexity import Evaluation, means_over_text
 from highrank.heads import Head
-from highrank.models import LanguageModel, evaluating
+from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
 from highrank.workers import ALONE, Workers
 
@@ -45,7 +44,6 @@ def check_temperature(temperature: float) -> None:
         raise UserError(f"temperature: expected a number from {LOWEST_TEMPERATURE} on, got {temperature}", exit_code=2)
 
 
-@torch.no_grad()
 def evaluate_at(
     model: LanguageModel,
     tokens: NDArray[np.int32],
@@ -68,18 +66,14 @@ def evaluate_at(
         check_temperature(temperature)
     started = time.perf_counter()
     columns = Columns(tokens, batch, what=what)
-    device = next(model.parameters()).device
-    with evaluating(model):
-        total = torch.zeros(len(temperatures), dtype=torch.float64, device=device)
-        done = 0
-        for part, hidden_TBH in read_text(model, columns, segment or max(1, 1024 // batch), workers):
-            total += _losses(model.head, hidden_TBH.flatten(0, 1), part.target.flatten(), temperatures)
-            done += part.target.numel()
-            if display is not SILENT:
-                display.progress(what, done * workers.count, columns.predicted_tokens, total.min().item() / done)
-        workers.add_up([total])
-        predicted = columns.predicted_tokens
-        return [Evaluation.of(loss / predicted, predicted, started) for loss in total.tolist()]
+
+    def score(hidden_TBH: Tensor, target_TB: Tensor) -> Tensor:
+        return _losses(model.head, hidden_TBH.flatten(0, 1), target_TB.flatten(), temperatures)
+
+    means = means_over_text(
+        model, columns, score, len(temperatures), segment=segment, what=what, display=display, workers=workers
+    )
+    return [Evaluation.of(loss_nats, columns.predicted_tokens, started) for loss_nats in means]
 
 
 def _losses(head: Head, hidden_NH: Tensor, target_N: Tensor, temperatures: Sequence[float]) -> Tensor:
