@@ -212,6 +212,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, str, tuple[str, ...]]] =
         "remove it, and evaluate again",
         (),
     ),
+    "settings of a dynamic evaluation that are none": (
+        lambda run: rewrite(run / "results.json", lambda results: results.update(dynamic={"settings": [1]})),
+        "results.json",
+        "Expected `object`, got `array`",
+        (),
+    ),
     "best model in a pipe": (
         lambda run: replace_by_a_pipe(run / "train/model.safetensors"),
         "train/model.safetensors",

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
 from highrank.runs import ModelStamp, RunFolder, parse_config, writing
 from highrank.runs.listing import dynamic_figures
+from highrank.runs.records import Result
 from highrank.runs.tensors import read_tensors, write_tensors
 from highrank.workers import ALONE, Workers
 
@@ -156,14 +157,14 @@ def dynamic_evaluate_run(
             recorded["elapsed_s"] = round(elapsed_s, 3)
             is_there = run.add_result("dynamic", recorded, of=stamp, replace=not goes_on, notice=display.message)
         if is_there and earlier and not goes_on:
-            _say_what_went(run, earlier, recorded, display)
+            _say_what_went(run, earlier, settings, display)
     return result
 
 
-def _say_what_went(run: RunFolder, earlier: Mapping[str, Any], now: Mapping[str, Any], display: Display) -> None:
+def _say_what_went(run: RunFolder, earlier: Result, settings: DynamicSettings, display: Display) -> None:
     """A run has one dynamic evaluation; the figures of another model or other settings made room for it."""
-    went, came = dynamic_figures(earlier), dynamic_figures(now)
-    other = [f"{name} {value:g}" for name, value in went.settings.items() if came.settings.get(name) != value]
+    went, now = dynamic_figures(earlier), settings._asdict()
+    other = [f"{name} {value:g}" for name, value in went.settings.items() if now.get(name) != value]
     figures = {"valid": went.valid_perplexity, "test": went.test_perplexity}
     known = ", ".join(f"{split} {value:.2f}" for split, value in figures.items() if value is not None)
     of = f"{went.stage} with {', '.join(other)}" if other else went.stage

@@ -38,6 +38,7 @@ from highrank.runs.measured import (
     read_components,
     read_rank,
 )
+from highrank.runs.records import Result
 
 __all__ = ["Subject", "Wanted", "check_comparable", "gather"]
 
@@ -233,8 +234,7 @@ def _add_passage(
     settings = dynamic_settings(run)
     recorded = run.results.get("dynamic", {})
     if recorded.get("stage") == stage:  # as it was scored, after a search perhaps
-        with subject.noted("dynamic"):
-            settings = _recorded_settings(recorded, settings)
+        settings = _recorded_settings(recorded, settings)
     stamp = run.model_stamp(stage)
     model = run.load_model(stage, device=device)
     statistics: GradientStatistics | None = None
@@ -261,7 +261,7 @@ def _add_passage(
     subject.settings = None if statistics is None else settings
 
 
-def _recorded_settings(recorded: dict[str, object], default: DynamicSettings) -> DynamicSettings:
+def _recorded_settings(recorded: Result, default: DynamicSettings) -> DynamicSettings:
     try:
         return msgspec.convert(recorded["settings"], DynamicSettings)
     except (KeyError, msgspec.ValidationError):

@@ -122,9 +122,8 @@ class _Clock:
 
 def _epoch_tokens(run: RunFolder) -> int | None:
     """Tokens that one epoch predicts: every token of a column but its first, the remainder dropped."""
-    counts = run.facts.get("corpus", {}).get("tokens")
-    count = counts.get("train") if isinstance(counts, dict) else None
-    if not isinstance(count, int) or count < 1:
+    count = run.facts.get("corpus", {}).get("tokens", {}).get("train", 0)
+    if count < 1:
         return None
     batch = run.config.train.batch
     return max(1, batch * (count // batch - 1))

@@ -1,13 +1,15 @@
 """The results of runs and of the paper as rows of one table."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 from highrank.report.gather import Subject
 from highrank.report.paper import PAPER, Published
-from highrank.runs.records import STAGE_TITLES
+from highrank.runs.records import STAGE_TITLES, Result
 
 __all__ = ["Cell", "Row", "paper_of", "result_rows"]
+
+Split = Literal["valid", "test"]
 
 
 class Cell(NamedTuple):
@@ -27,12 +29,12 @@ class Row(NamedTuple):
     name: str
     kind: str
     parameters: str
-    cells: dict[tuple[str, str], Cell]
+    cells: dict[tuple[str, Split], Cell]
     elapsed_s: float | None
     ours: bool
 
 
-SPLITS = ("valid", "test")
+SPLITS: tuple[Split, ...] = ("valid", "test")
 HEADS = {
     "softmax": "one softmax",
     "mixture-of-contexts": "mixture of {} contexts",
@@ -85,7 +87,7 @@ def _our_row(subject: Subject) -> Row:
     )
 
 
-def _our_cell(subject: Subject, result: dict[str, Any], stage: str, split: str) -> Cell:
+def _our_cell(subject: Subject, result: Result, stage: str, split: Split) -> Cell:
     perplexity = result.get(split, {}).get("perplexity")
     if perplexity is not None:
         return Cell(float(perplexity))

@@ -23,6 +23,8 @@ from highrank.runs.folder import RunFolder
 from highrank.runs.lock import holder, is_held
 from highrank.runs.records import (
     STAGES,
+    Facts,
+    Result,
     cannot_go_on,
     has_ended,
     metrics_lines,
@@ -130,7 +132,7 @@ class _Examination:
         config = read_whole_config(self.run / "config.toml")
         return config, f"{config.model.head}, corpus {config.data.corpus}"
 
-    def read_facts(self) -> tuple[dict[str, Any], str]:
+    def read_facts(self) -> tuple[Facts, str]:
         facts = read_facts(self.run)
         if not isinstance(facts.get("versions"), dict):
             raise UserError("does not name the versions that made the run")
@@ -202,7 +204,7 @@ class _Examination:
                 validated = len(position["history"])
                 self.say("metrics.jsonl", "wrong", f"{stage} has validated {validated} times, recorded are {recorded}")
 
-    def read_results(self) -> tuple[dict[str, Any], str]:
+    def read_results(self) -> tuple[dict[str, Result], str]:
         if not (self.run / "results.json").exists():
             return {}, "none yet"
         try:

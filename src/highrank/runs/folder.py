@@ -39,7 +39,16 @@ from highrank.progress import SILENT
 from highrank.runs.build import build_model
 from highrank.runs.config import Config, changed_settings, read_whole_config, to_whole_toml
 from highrank.runs.lock import writing
-from highrank.runs.records import STAGES, best_model_path, corpus_name, read_facts, read_metrics, read_results
+from highrank.runs.records import (
+    STAGES,
+    Facts,
+    Result,
+    best_model_path,
+    corpus_name,
+    read_facts,
+    read_metrics,
+    read_results,
+)
 from highrank.runs.tensors import put_model_tensors, read_tensors, write_tensors
 from highrank.runs.verify import written_differently
 from highrank.workers import ALONE, Workers
@@ -71,7 +80,7 @@ class RunFolder:
     path: Path
     config: Config
     vocabulary: Vocabulary
-    facts: Mapping[str, Any]
+    facts: Facts
 
     @classmethod
     def create(cls, path: Path, config: Config, vocabulary: Vocabulary, corpus: Corpus | None) -> "RunFolder":
@@ -83,7 +92,7 @@ class RunFolder:
         taken = UserError(f"{path}: exists already; go on with --resume, or give another folder with --out")
         if not is_free(path):
             raise taken
-        facts: dict[str, Any] = {
+        facts: Facts = {
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
             "versions": {
@@ -220,11 +229,12 @@ class RunFolder:
                 f"{corpus.folder}: has changed since the run {self.path} was started, or is another text: in its "
                 f"vocabulary {difference}; restore it, or give the run's own text with --data"
             )
-        for split, expected in self.facts.get("corpus", {}).get("sha256", {}).items():
-            if corpus.sha256[split] != expected:
+        known = self.facts.get("corpus", {}).get("sha256", {})
+        for split, found in corpus.sha256.items():
+            if found != (expected := known.get(split, found)):
                 raise UserError(
                     f"{corpus.folder}: {split}.txt has changed since the run {self.path} was started "
-                    f"(sha256 {corpus.sha256[split][:12]}, was {expected[:12]}); restore it, or start a new run"
+                    f"(sha256 {found[:12]}, was {expected[:12]}); restore it, or start a new run"
                 )
 
     def log(self, line: str) -> None:
@@ -253,7 +263,7 @@ class RunFolder:
             write_text(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
     @property
-    def results(self) -> dict[str, Any]:
+    def results(self) -> dict[str, Result]:
         return read_results(self.path)
 
     def change_config(self, config: Config, *, notice: Callable[[str], None] = SILENT.message) -> "RunFolder":

@@ -3,12 +3,10 @@
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import msgspec
 
 from highrank.errors import UserError
 from highrank.reading import file_size
@@ -16,6 +14,9 @@ from highrank.runs.config import Config, read_whole_config
 from highrank.runs.lock import is_held
 from highrank.runs.records import (
     STAGES,
+    Facts,
+    Result,
+    TemperedResult,
     best_model_path,
     checkpoint_folders,
     corpus_name,
@@ -96,7 +97,7 @@ class RunSummary:
 
     path: Path
     config: Config
-    facts: dict[str, Any]
+    facts: Facts
     state: Literal["at work", "finished", "interrupted", "imported"]
     stages: tuple[StageFigures, ...]  # those that were begun; of a run just made, the first
     dynamic: DynamicFigures | None
@@ -195,7 +196,7 @@ def _summary(run: Path) -> RunSummary:
 
 
 def _stage_figures(
-    run: Path, stage: str, config: Config, records: Sequence[dict[str, Any]], result: dict[str, Any], held: bool
+    run: Path, stage: str, config: Config, records: Sequence[dict[str, Any]], result: Result, held: bool
 ) -> StageFigures:
     finished = "valid_perplexity" in result  # it is recorded at the end; evaluations may come earlier
     valid, test = _both_splits(result)
@@ -207,8 +208,8 @@ def _stage_figures(
         valid = min((value for value in validations if value is not None), default=None)
     last = records[-1] if records else {}
     saved = read_standing(run, stage)
-    if saved is not None and not (held and last.get("step", 0) > saved.step):
-        last = msgspec.to_builtins(saved)
+    if saved is not None and not (held and last.get("step", 0) > saved["step"]):
+        last = dict(saved)
     return StageFigures(
         stage,
         finished,
@@ -223,7 +224,7 @@ def _stage_figures(
     )
 
 
-def tempered_figures(result: Mapping[str, Any]) -> TemperedFigures | None:
+def tempered_figures(result: Result) -> TemperedFigures | None:
     """From what results.json has of a stage."""
     found = result.get("tempered")
     if found is None or _number(found["temperature"]) is None:
@@ -231,19 +232,16 @@ def tempered_figures(result: Mapping[str, Any]) -> TemperedFigures | None:
     return TemperedFigures(found["temperature"], found.get("tuned_on"), *_both_splits(found))
 
 
-def dynamic_figures(result: Mapping[str, Any]) -> DynamicFigures:
+def dynamic_figures(result: Result) -> DynamicFigures:
     """From what results.json has of the dynamic evaluation."""
     valid, test = _both_splits(result)
-    settings = result.get("settings")
-    known = settings.items() if isinstance(settings, dict) else ()
-    numbers = {name: value for name, value in known if _number(value) is not None}
-    return DynamicFigures(str(result.get("stage")), valid, test, _number(result.get("elapsed_s")), numbers)
+    numbers = {name: value for name, value in result.get("settings", {}).items() if _number(value) is not None}
+    return DynamicFigures(result.get("stage", "?"), valid, test, _number(result.get("elapsed_s")), numbers)
 
 
-def _both_splits(result: Mapping[str, Any]) -> tuple[float | None, float | None]:
+def _both_splits(result: Result | TemperedResult) -> tuple[float | None, float | None]:
     """Perplexity on validation and test text, None where it was not measured."""
-    valid, test = (_number(result.get(split, {}).get("perplexity")) for split in ("valid", "test"))
-    return valid, test
+    return _number(result.get("valid", {}).get("perplexity")), _number(result.get("test", {}).get("perplexity"))
 
 
 def _number(value: object) -> float | None:

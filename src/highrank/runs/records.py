@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 import msgspec
 import safetensors
@@ -21,7 +21,10 @@ from highrank.runs.config import Config
 __all__ = [
     "STAGES",
     "STAGE_TITLES",
+    "Facts",
+    "Result",
     "Standing",
+    "TemperedResult",
     "best_model_path",
     "cannot_go_on",
     "checkpoint_folders",
@@ -40,46 +43,58 @@ STAGES = ("train", "finetune")
 STAGE_TITLES = {"train": "trained", "finetune": "fine-tuned", "dynamic": "dynamic evaluation"}  # of results
 LONGEST_RECORD_BYTES = 1 << 16
 
-
-class CorpusFacts(msgspec.Struct):
-    """What is read again of the corpus in run.json."""
-
-    name: str | None = None
-    folder: str | None = None
-    sha256: dict[Literal["train", "valid", "test"], str] = {}
+Records = TypeVar("Records")
 
 
-class Facts(msgspec.Struct):
-    corpus: CorpusFacts = msgspec.field(default_factory=CorpusFacts)
+class CorpusFacts(TypedDict, total=False):
+    name: str
+    as_published: bool
+    folder: str
+    sha256: dict[str, str]
+    tokens: dict[str, int]
 
 
-class SplitResult(msgspec.Struct):
-    perplexity: float | None = None
+class Facts(TypedDict, total=False):
+    """What is read again of run.json. Of ``Any``: what is only shown."""
+
+    created: Any
+    command: Any
+    versions: Any
+    machine: Any
+    corpus: CorpusFacts
 
 
-class TemperedResult(msgspec.Struct):
+class SplitResult(TypedDict, total=False):
+    perplexity: float
+
+
+class TemperedResult(TypedDict):
     """What is read again of a stage evaluated at a temperature."""
 
     temperature: float
-    tuned_on: str | None = None
-    train: SplitResult = msgspec.field(default_factory=SplitResult)
-    valid: SplitResult = msgspec.field(default_factory=SplitResult)
-    test: SplitResult = msgspec.field(default_factory=SplitResult)
+    tuned_on: NotRequired[str | None]
+    train: NotRequired[SplitResult]
+    valid: NotRequired[SplitResult]
+    test: NotRequired[SplitResult]
 
 
-class StageResult(msgspec.Struct):
-    """What is read again of one stage in results.json."""
+class Result(TypedDict, total=False):
+    """What is read again of a stage, or of the dynamic evaluation of the best model of ``stage``, in results.json."""
 
-    train: SplitResult = msgspec.field(default_factory=SplitResult)
-    valid: SplitResult = msgspec.field(default_factory=SplitResult)
-    test: SplitResult = msgspec.field(default_factory=SplitResult)
-    tempered: TemperedResult | None = None
-    valid_perplexity: float | None = None
-    updates: int | None = None
-    elapsed_s: float = 0.0
+    train: SplitResult
+    valid: SplitResult
+    test: SplitResult
+    tempered: TemperedResult
+    valid_perplexity: float
+    epochs: int
+    updates: int
+    elapsed_s: float
+    stage: str
+    settings: dict[str, Any]
+    statistics_batch: int
 
 
-class Standing(msgspec.Struct):
+class Standing(TypedDict):
     """Where a stage stands, as its newest checkpoint has it. ``step`` counts updates."""
 
     epoch: int
@@ -88,7 +103,7 @@ class Standing(msgspec.Struct):
     elapsed_s: float
 
 
-class CheckpointState(msgspec.Struct):
+class CheckpointState(TypedDict):
     position: Standing
 
 
@@ -105,7 +120,7 @@ def read_standing(run: Path, stage: str) -> Standing | None:
     """Of the newest checkpoint that says it; None without one. The tensors beside it are not looked at."""
     for folder in checkpoint_folders(run / stage):
         with contextlib.suppress(UserError):
-            return msgspec.convert(_read_checked(folder / "state.json", CheckpointState), CheckpointState).position
+            return _read_checked(folder / "state.json", CheckpointState)["position"]
     return None
 
 
@@ -115,7 +130,7 @@ def has_ended(run: Path, stage: str) -> bool:
         return False
     standing = read_standing(run, stage)
     # A kill may fall between the last checkpoint and the result; and checkpoints may be removed to save space.
-    return (standing is not None and standing.finished) or "valid_perplexity" in read_results(run).get(stage, {})
+    return (standing is not None and standing["finished"]) or "valid_perplexity" in read_results(run).get(stage, {})
 
 
 def cannot_go_on(run: Path, stage: str, records: Sequence[Mapping[str, Any]]) -> str | None:
@@ -143,21 +158,20 @@ def model_size(path: Path) -> int:
         raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
 
 
-def read_facts(run: Path) -> dict[str, Any]:
+def read_facts(run: Path) -> Facts:
     """What run.json holds: versions, command, machine, corpus."""
     return _read_checked(run / "run.json", Facts)
 
 
-def corpus_name(facts: Mapping[str, Any], config: Config) -> str:
+def corpus_name(facts: Facts, config: Config) -> str:
     """Of the run's text, which need not be the one that its recipe is about."""
-    name: str | None = facts.get("corpus", {}).get("name")
-    return name or config.data.corpus
+    return facts.get("corpus", {}).get("name") or config.data.corpus
 
 
-def read_results(run: Path) -> dict[str, Any]:
+def read_results(run: Path) -> dict[str, Result]:
     """What was measured at the end of each stage, by the stage's name, and of ``dynamic`` evaluation."""
     path = run / "results.json"
-    return _read_checked(path, dict[str, StageResult]) if path.exists() else {}
+    return _read_checked(path, dict[str, Result]) if path.exists() else {}
 
 
 def read_metrics(run: Path, *, progress_only: bool = False) -> list[dict[str, Any]]:
@@ -198,11 +212,11 @@ def metrics_record(line: bytes) -> dict[str, Any] | None:
     return record if whole else None
 
 
-def _read_checked(path: Path, expected: Any) -> dict[str, Any]:
+def _read_checked(path: Path, expected: type[Records]) -> Records:
     """The JSON object, all of it, where what is used again is of the types that ``expected`` says."""
     values = read_json(path)
     try:
         msgspec.convert(values, expected)
     except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half a character is no name for msgspec
         raise UserError(f"{path}: damaged: {error}") from error
-    return values
+    return cast(Records, values)
