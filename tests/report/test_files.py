@@ -28,6 +28,7 @@ from highrank.runs import RunFolder
 from highrank.runs.measured import read_components, read_rank
 from highrank.runs.tensors import model_tensors
 from tests.report.conftest import Made
+from tests.telling import Telling
 
 
 def highrank(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -248,6 +249,25 @@ def test_damaged_figures_are_measured_again_where_that_is_asked_for(made: Made, 
     assert subject.components == read_components(copy / "components.json")
 
 
+def test_what_is_measured_for_the_report_and_cannot_be_recorded_is_in_it(made: Made, tmp_path: Path) -> None:
+    copy, told = tmp_path / "copy", Telling()
+    shutil.copytree(made.runs[0], copy)
+    for name in ("rank.json", "components.json", ".writing"):
+        (copy / name).unlink()
+    (copy / ".writing").mkdir()  # in the place of the lock
+    wanted = Wanted(rank=True, passage_words=0)
+    (subject,) = gather([RunFolder.open(copy)], lambda run: made.corpus, wanted, display=told)
+    assert subject.notes == {}
+    assert subject.rank is not None
+    assert subject.components is not None
+    assert subject.rank.model_sha256 == read_rank(made.runs[0] / "rank.json").model_sha256
+    assert (
+        subject.components.gain.best_component == read_components(made.runs[0] / "components.json").gain.best_component
+    )
+    assert len([line for line in told.messages if line.startswith(f"not recorded: {copy}: ")]) == 2
+    assert not (copy / "rank.json").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "read", "plots"),
     [
@@ -291,10 +311,11 @@ def test_figures_of_a_model_that_training_has_replaced_meanwhile_are_not_shown(
     shutil.copytree(made.runs[1], copy)
     (copy / "rank.json").unlink()
 
-    def while_training_goes_on(run: RunFolder, *arguments: Any, **options: Any) -> None:
-        rank_run(run, *arguments, **options)
+    def while_training_goes_on(run: RunFolder, *arguments: Any, **options: Any) -> dict[str, Any]:
+        found = rank_run(run, *arguments, **options)
         tensors = model_tensors(run.load_model("train"))
         run.save_best("train", {name: tensor + 0.25 for name, tensor in tensors.items()})
+        return found
 
     monkeypatch.setattr(sys.modules["highrank.report.gather"], "rank_run", while_training_goes_on)
     (subject,) = gather([RunFolder.open(copy)], lambda run: made.corpus, Wanted(rank=True, passage_words=0))

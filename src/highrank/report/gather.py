@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import torch
 
 from highrank.data import Corpus
 from highrank.data.vocabulary import END_OF_LINE
-from highrank.errors import UserError
+from highrank.errors import NotRecordedError, UserError
 from highrank.evaluate import (
     DynamicSettings,
     GradientStatistics,
@@ -27,6 +27,7 @@ from highrank.evaluate import (
     read_passage,
 )
 from highrank.progress import SILENT, Display
+from highrank.reading import read_json
 from highrank.report.history import History, history_of
 from highrank.runs import RunFolder, parameter_count
 from highrank.runs.measured import (
@@ -34,9 +35,9 @@ from highrank.runs.measured import (
     RANK_FILE,
     Components,
     RankFigures,
+    checked_components,
+    checked_rank,
     is_of_this_model,
-    read_components,
-    read_rank,
 )
 from highrank.runs.records import Result
 
@@ -161,7 +162,7 @@ def _add_rank(
         measure = partial(rank_run, run, corpus, SPLIT, stage=stage, device=device, display=display)
     with subject.noted("rank"):
         how = f"highrank rank {run.path}, or report --rank,"
-        subject.rank = _measured(run, stage, RANK_FILE, read_rank, measure, how)
+        subject.rank = _measured(run, stage, RANK_FILE, checked_rank, measure, how, display)
 
 
 def _control(runs: Sequence[RunFolder]) -> RunFolder | None:
@@ -191,35 +192,40 @@ def _add_components(
         )
     with subject.noted("components"):
         how = f"highrank components {run.path}"
-        subject.components = _measured(run, stage, COMPONENTS_FILE, read_components, measure, how)
+        subject.components = _measured(run, stage, COMPONENTS_FILE, checked_components, measure, how, display)
 
 
 def _measured(
     run: RunFolder,
     stage: str,
     name: str,
-    read: Callable[[Path], Figures],
-    measure: Callable[[], object] | None,
+    checked: Callable[[dict[str, Any], Path], Figures],
+    measure: Callable[[], dict[str, Any]] | None,
     how: str,
+    display: Display,
 ) -> Figures:
-    """What the file ``name`` of the run says of the model as it is now, if need be after ``measure`` has written it.
+    """What the file ``name`` of the run says of the model as it is now, else what ``measure`` finds of it.
 
     Raises UserError with ``how`` to measure it, where it is not there and not to be measured.
     """
     path = run.path / name
 
-    def read_if_of_this_model() -> Figures | None:
-        return found if path.exists() and is_of_this_model(run.path, found := read(path), stage) else None
+    def if_of_this_model(figures: dict[str, Any]) -> Figures | None:
+        return found if is_of_this_model(run.path, found := checked(figures, path), stage) else None
 
     figures = None
     try:
-        figures = read_if_of_this_model()
+        figures = if_of_this_model(read_json(path)) if path.exists() else None
     except UserError:  # damaged
         if measure is None:
             raise
     if figures is None and measure is not None:
-        measure()
-        figures = read_if_of_this_model()  # training beside may have found a better model
+        try:
+            found = measure()
+        except NotRecordedError as error:
+            display.message(str(error))
+            found = error.result
+        figures = if_of_this_model(found)  # training beside may have found a better model
     if figures is None:
         older = " on the model as it is now" if path.exists() else ""
         raise UserError(f"not measured{older}: {how} measures it")

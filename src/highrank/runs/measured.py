@@ -19,6 +19,8 @@ __all__ = [
     "GainBand",
     "RankFigures",
     "checked",
+    "checked_components",
+    "checked_rank",
     "is_of_this_model",
     "read_components",
     "read_rank",
@@ -147,7 +149,12 @@ class Components(msgspec.Struct):
 
 def read_rank(path: Path) -> RankFigures:
     """Raises UserError if the file cannot be read or is not what highrank rank writes."""
-    found = checked(read_json(path), RankFigures, path)
+    return checked_rank(read_json(path), path)
+
+
+def checked_rank(figures: dict[str, Any], path: Path) -> RankFigures:
+    """What stands in the file ``path``, or will."""
+    found = checked(figures, RankFigures, path)
     values = found.singular_values
     if not values or values[0] <= 0 or min(values) < 0 or min(found.contexts, found.context_features) < 1:
         raise UserError(f"{path}: damaged: expected singular values, the largest first, and sizes of at least 1")
@@ -156,7 +163,12 @@ def read_rank(path: Path) -> RankFigures:
 
 def read_components(path: Path) -> Components:
     """Raises UserError if the file cannot be read or is not what highrank components writes."""
-    found = checked(read_json(path), Components, path)
+    return checked_components(read_json(path), path)
+
+
+def checked_components(figures: dict[str, Any], path: Path) -> Components:
+    """What stands in the file ``path``, or will."""
+    found = checked(figures, Components, path)
     count = found.num_components
     sizes = (len(found.components), len(found.posterior.sorted_mean), *map(len, found.divergence.mean_nats))
     if count < 1 or sizes != (count,) * (count + 2):
