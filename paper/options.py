@@ -7,6 +7,7 @@ import argparse
 import importlib.util
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -160,13 +161,12 @@ def training_config(arguments: argparse.Namespace) -> Config:
     given = dict(vars(arguments))
     if given["nhidlast"] < 0:
         given["nhidlast"] = given["emsize"]
-    values = _values(
-        (*SIZES_AND_DROPOUTS, NHIDLAST, *TRAINING, *OF_A_STAGE), _resolved(given, given["batch_size"]), "train"
-    )
+    options = (*SIZES_AND_DROPOUTS, NHIDLAST, *TRAINING, *OF_A_STAGE)
+    values = _values(options, _resolved(given, given["batch_size"]), "train")
     values["model"]["tied"] = arguments.tied
     # The folder as it was named: where a link leads to is not the text's name.
     values["data"] = {"corpus": Path(os.path.abspath(arguments.data)).name}
-    return parse_config(values, source="main.py")
+    return _config(values, options, "train")
 
 
 def finetune_config(run: Config, arguments: argparse.Namespace) -> tuple[Config, list[str]]:
@@ -186,7 +186,8 @@ def finetune_config(run: Config, arguments: argparse.Namespace) -> tuple[Config,
         for option in SIZES_AND_DROPOUTS
         if option.name in given and given[option.name] != _of(values, option.setting)
     ]
-    asked = _values((*TRAINING, *OF_A_STAGE), given, "finetune")
+    options = (*TRAINING, *OF_A_STAGE)
+    asked = _values(options, given, "finetune")
     notices += [
         f"fine-tuning with {key} = {value:g} (training had {values['train'][key]:g})"
         for key, value in asked.get("train", {}).items()
@@ -194,7 +195,7 @@ def finetune_config(run: Config, arguments: argparse.Namespace) -> tuple[Config,
     ]
     for section, settings in asked.items():
         values[section].update(settings)
-    return parse_config(values, source="finetune.py"), notices
+    return _config(values, options, "finetune"), notices
 
 
 def dynamic_config(run: Config, arguments: argparse.Namespace) -> Config:
@@ -202,7 +203,7 @@ def dynamic_config(run: Config, arguments: argparse.Namespace) -> Config:
     values: dict[str, dict[str, Any]] = msgspec.to_builtins(run)
     values.update(_values(DYNAMIC, vars(arguments)))
     values["dynamic"]["mean_square"] = arguments.ms
-    return parse_config(values, source="dynamiceval.py")
+    return _config(values, DYNAMIC)
 
 
 def find_model(model: str) -> tuple[RunFolder, str | None]:
@@ -339,6 +340,18 @@ def _values(options: tuple[Option, ...], given: Mapping[str, Any], stage: str = 
             section, key = option.setting.format(stage).split(".")
             values.setdefault(section, {})[key] = given[option.name]
     return values
+
+
+def _config(values: Mapping[str, Any], options: tuple[Option, ...], stage: str = "") -> Config:
+    """Raises UserError that names the options instead of the settings that they stand for."""
+    source = "options"
+    try:
+        return parse_config(values, source=source)
+    except UserError as error:
+        said = str(error).removeprefix(f"{source}: ")
+        for option in options:
+            said = re.sub(rf"\b{re.escape(option.setting.format(stage))}\b", f"--{option.name}", said)
+        raise UserError(said, exit_code=error.exit_code) from error
 
 
 def _of(values: Mapping[str, Mapping[str, Any]], setting: str) -> Any:

@@ -22,7 +22,7 @@ LAYERS = (
     ("heads",),
     ("functional",),
     ("ops",),
-    ("files", "reading", "random", "progress", "workers", "perplexity"),
+    ("files", "reading", "random", "progress", "workers", "duration", "perplexity"),
     ("launcher",),
     ("errors",),
 )

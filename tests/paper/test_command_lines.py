@@ -123,7 +123,7 @@ def test_what_finetuning_takes_over_and_what_it_changes() -> None:
 def test_what_is_not_supported_is_one_line() -> None:
     with pytest.raises(UserError, match="--model GRU: only LSTM"):
         options.training_device(options.training_parser().parse_args(["--model", "GRU"]))
-    with pytest.raises(UserError, match="micro_batch: expected a divisor"):
+    with pytest.raises(UserError, match=r"^--small_batch_size: expected a divisor of --batch_size"):
         training("--small_batch_size", "7")
     with pytest.raises(UserError, match=r"no such folder; get_data\.sh puts"):
         options.check_data("nowhere")

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-TITLES = {"train": "trained", "finetune": "fine-tuned"}
-
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
@@ -116,9 +114,12 @@ def _settings_rows(comparison: "Comparison") -> Iterator[list[str]]:
 
 
 def _result_rows(runs: Sequence["RunSummary"]) -> Iterator[list[str]]:
+    from highrank.runs.records import STAGE_TITLES, STAGES
+
     yield ["state", *(run.state for run in runs)]
     yield ["parameters", *(_count(run.parameters) for run in runs)]
-    for name, title in TITLES.items():
+    for name in STAGES:
+        title = STAGE_TITLES[name]
         stages = [next((stage for stage in run.stages if stage.stage == name), None) for run in runs]
         if any(stages):
             marks = [MARK * (stage is not None and stage.valid_is_exact is False) for stage in stages]
@@ -136,7 +137,10 @@ def _result_rows(runs: Sequence["RunSummary"]) -> Iterator[list[str]]:
     dynamic = [run.dynamic for run in runs]
     if any(dynamic):
         yield ["dynamic: valid / test", *(_perplexities(each) for each in dynamic)]
-        yield ["dynamic: model", *("-" if each is None else TITLES.get(each.stage, each.stage) for each in dynamic)]
+        yield [
+            "dynamic: model",
+            *("-" if each is None else STAGE_TITLES.get(each.stage, each.stage) for each in dynamic),
+        ]
         yield ["dynamic: lr, lamb", *(_rates(each) for each in dynamic)]
         yield ["dynamic: time", *(_time(each) for each in dynamic)]
 

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 
+from highrank.duration import duration
 from highrank.errors import one_line
 
 __all__ = ["ConsoleDisplay"]
@@ -119,7 +120,7 @@ class _Line:
         )
         if unit == "seconds":
             rate = 1.0  # what is left is what was expected, however coarsely the seconds come
-        said = [f"{_duration((total - done) / rate)} left"] if rate and total is not None else []
+        said = [f"{duration((total - done) / rate)} left"] if rate and total is not None else []
         if total is None:
             said.append(_amount(done, unit))
         if rate and unit != "seconds":
@@ -180,11 +181,3 @@ def _amount(number: float, unit: str) -> str:
     if unit == "bytes":
         return f"{number / 1e6:,.1f} MB"
     return f"{number:,.0f} {unit}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

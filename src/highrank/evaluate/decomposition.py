@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from highrank.duration import duration
 from highrank.progress import SILENT, Display, by_the_clock
 
 __all__ = ["is_oblong", "singular_values"]
@@ -30,7 +31,7 @@ def singular_values(matrix: Tensor, *, task: str = "singular values", display: D
     copies = 2 if is_oblong(rows, columns) else 1
     gib = copies * matrix.element_size() * matrix.numel() / 2**30
     display.message(
-        f"{task}: a full decomposition of {rows:,} x {columns:,} on {matrix.device}: about {_duration(seconds)}, "
+        f"{task}: a full decomposition of {rows:,} x {columns:,} on {matrix.device}: about {duration(seconds)}, "
         f"judging by a corner of it, and {gib:.2f} GiB beside the matrix"
     )
     return by_the_clock(partial(_decomposed, matrix), display, task, seconds)
@@ -67,7 +68,3 @@ def _seconds(matrix: Tensor) -> float:
     began = time.perf_counter()
     _decomposed(matrix)
     return time.perf_counter() - began
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -13,6 +13,7 @@ import vl_convert
 from markupsafe import Markup
 
 from highrank import __version__
+from highrank.duration import duration
 from highrank.evaluate import PAPER_RANKS
 from highrank.report.figure import Figure
 from highrank.report.gather import Subject
@@ -59,7 +60,7 @@ def render(subjects: Sequence[Subject], figures: Sequence[Figure], *, date: str,
         static={figure.name: _static(figure) for figure in figures},
         subjects=subjects,
         stages=STAGE_TITLES,
-        duration=_duration,
+        duration=duration,
         rows=rows,
         any_best=any(cell.best for cell in cells),
         any_in_training=any(cell.in_training for cell in cells),
@@ -186,14 +187,6 @@ def _passage(subject: Subject) -> dict[str, Any]:
         "has_after": read.after is not None,
         "words": passage_words(read, subject.run.vocabulary),
     }
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _common_thresholds(ranks: Sequence[RankFigures]) -> list[float]:

@@ -36,9 +36,15 @@ def describe_device(device: torch.device | str, workers: int = 1) -> str:
         return f"torch {torch.__version__} on {device.type}, {torch.get_num_threads()} threads{of_many}"
     return (
         f"torch {torch.__version__} on {device} ({torch.cuda.get_device_name(device)}), CUDA {torch.version.cuda}, "
-        f"cuDNN {torch.backends.cudnn.version()}, TF32 in cuDNN {'on' if torch.backends.cudnn.allow_tf32 else 'off'}"
-        f"{of_many}"
+        f"cuDNN {torch.backends.cudnn.version()}, TF32 in cuDNN {_tf32_in_cudnn()}{of_many}"
     )
+
+
+def _tf32_in_cudnn() -> str:
+    try:
+        return "on" if torch.backends.cudnn.allow_tf32 else "off"
+    except RuntimeError:  # a program has set that of LSTMs and of convolutions apart, which this name does not know
+        return "in parts"
 
 
 def multiplies_bfloat16(device: torch.device | str) -> bool:
