@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.harness import memory_of
 from benchmarks.processes import RECIPE, here, one_line
+from highrank.data.batches import Columns
 from highrank.runs import RunFolder, build_model, cost, find_recipe, read_config, recipe_names
 from highrank.runs.cost import estimate
 from highrank.train.stages import corpus_for
 from highrank.train.state import StageState
+from highrank.train.update import update
 
 
 def test_dry_run_writes_nothing(small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +58,7 @@ def test_dry_run_knows_the_updates_of_the_first_epoch(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop"])
-def test_dry_run_counts_what_the_optimizer_holds_and_a_validation_sets_aside(optimizer: str, small_text: Path) -> None:
+def test_dry_run_counts_what_the_optimizer_holds(optimizer: str, small_text: Path) -> None:
     config = read_config(RECIPE, overrides=[f"train.optimizer={optimizer}"])
     corpus = corpus_for(config, str(small_text))
     state = StageState(build_model(config, len(corpus.vocabulary)), config)
@@ -64,8 +67,34 @@ def test_dry_run_counts_what_the_optimizer_holds_and_a_validation_sets_aside(opt
     state.step(0.1)
     memory = estimate(config, corpus)["memory_bytes"]
     assert memory["optimizer"] == sum(t.nbytes for t in state.optimizer.named_tensors().values() if t.dim())
-    assert memory["validation"] == sum(parameter.nbytes for parameter in state.model.parameters())
     assert memory.pop("total") == sum(memory.values())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.batch=12", "train.micro_batch=4"),
+        ("train.batch=12", "train.micro_batch=0"),
+        ("train.batch=2", "train.micro_batch=0", "model.hidden_features=900"),  # the weights are most of it
+        ("train.batch=30", "train.micro_batch=0", "model.head=softmax", "dropout.weight=0"),
+    ],
+    ids=" ".join,
+)
+def test_dry_run_knows_the_memory_of_the_longest_step(overrides: tuple[str, ...], small_text: Path) -> None:
+    sizes = ["embedding_features=100", "hidden_features=400", "last_hidden_features=200", "num_layers=3"]
+    wide = [f"model.{size}" for size in (*sizes, "num_components=5")]
+    config = read_config(RECIPE, overrides=[*wide, "train.bptt=30", "train.max_length_delta=10", *overrides])
+    corpus = corpus_for(config, str(small_text))
+    state = StageState(build_model(config, len(corpus.vocabulary)).train(), config)
+    state.start_averaging()
+    memory = estimate(config, corpus)["memory_bytes"]
+    sums = {} if state.gradient_sum is None else state.gradient_sum._sums
+    held = [*state.model.parameters(), *state.average.tensors.values(), *sums.values()]
+    assert memory["weights_averages_sums"] == sum(tensor.nbytes for tensor in held)
+    columns = Columns(corpus.tokens["train"], config.train.batch)
+    length = config.train.bptt + config.train.max_length_delta
+    used = memory_of(lambda: update(state, columns, config, seed=1, lr=1.0, length=length))
+    assert memory["longest_step"] == pytest.approx(used.peak_bytes, rel=0.15)
 
 
 @pytest.mark.parametrize("recipe", [name for name in recipe_names() if name.startswith(("penn", "wikitext-2"))])

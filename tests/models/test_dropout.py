@@ -184,6 +184,17 @@ def masks(model: nn.Module, seed: int, step: int, micro_batch: int) -> dict[str,
     return drawn
 
 
+def test_the_backward_pass_of_dropconnect_keeps_a_byte_for_each_weight() -> None:
+    weight, kept = torch.randn(100, 40, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        dropped = seeded(WeightDropout(0.3), 5)(weight)
+    assert sum(tensor.nbytes for tensor in kept) < 4000 + 100
+    mask = seeded(WeightDropout(0.3), 5).mask((100, 40), weight)
+    assert torch.equal(dropped, weight * mask)
+    upstream = torch.randn(100, 40)
+    assert torch.equal(torch.autograd.grad(dropped, weight, upstream)[0], upstream * mask)
+
+
 def test_the_same_position_has_the_same_masks() -> None:
     model, other = wide_model(), wide_model()
     first = masks(model, 7, 3, 1)

@@ -48,13 +48,20 @@ def test_the_model_has_the_average_for_a_while() -> None:
         pass
     average = WeightAverage(model, 0.0)
     average.tensors["weight"].fill_(2.0)
-    before = model.weight.detach().clone()
+    before, place = model.weight.detach().clone(), model.weight.data_ptr()
     with averaged_weights(average, model):
         assert model.weight.eq(2.0).all()
+        assert average.tensors["weight"].data_ptr() == place, "nothing is copied"
     assert model.weight.equal(before)
     with pytest.raises(KeyError), averaged_weights(average, model):
         raise KeyError
     assert model.weight.equal(before)
+    assert model.weight.data_ptr() == place
+    assert average.tensors["weight"].eq(2.0).all()
+    with torch.no_grad():
+        model.weight.fill_(4.0)
+    average.add(3)  # of the weights where they are now
+    assert average.tensors["weight"].eq(3.0).all()
 
 
 @pytest.mark.parametrize("damage", ["missing", "another shape", "another type"])

@@ -100,9 +100,9 @@ def _dry_run(config: "Config", arguments: argparse.Namespace) -> int:
         f"vocabulary          {cost['vocabulary']:,}",
         f"updates per epoch   about {cost['updates_per_epoch']:,}",
         f"memory              about {memory['total'] / 2**20:,.0f} MiB "
-        f"({memory['weights_gradients_averages'] / 2**20:,.0f} weights, gradients and averages; "
-        f"{memory['optimizer'] / 2**20:,.0f} the optimizer; {memory['longest_step'] / 2**20:,.0f} the longest step; "
-        f"{memory['validation'] / 2**20:,.0f} validation), beside Python and PyTorch",
+        f"({memory['weights_averages_sums'] / 2**20:,.0f} weights, averages and sums of gradients; "
+        f"{memory['optimizer'] / 2**20:,.0f} the optimizer; {memory['longest_step'] / 2**20:,.0f} the longest step), "
+        "beside Python and PyTorch",
     ]
     print_result({"configuration": msgspec.to_builtins(config)} | cost, lines, as_json=arguments.json)
     return 0

@@ -3,6 +3,7 @@
 They differ in what shares a mask: a word type (embedding), a sequence (locked), a matrix for one call (DropConnect).
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import final
 
@@ -28,20 +29,24 @@ class Dropout(nn.Module, ABC):
     def active(self) -> bool:
         return self.training and self.p > 0
 
-    def mask(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Zeros with probability p, 1 / (1 - p) elsewhere. On a CPU p is rounded down to a multiple of 2**-16."""
-        if like.device.type == "cpu":
-            mask = torch.empty(shape, dtype=like.dtype)
+    def kept(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """False with probability p, else True. On a CPU p is rounded down to a multiple of 2**-16."""
+        if device.type == "cpu":
             # A CPU draws one number after the other, and 64 bits in little more time than a float: enough for four.
-            words = torch.empty(-(-mask.numel() // 4), dtype=torch.int64)
+            count = math.prod(shape)
+            words = torch.empty(-(-count // 4), dtype=torch.int64)
             words.random_(-(2**63), None, generator=self.generator)
-            bits = words.view(torch.int16)[: mask.numel()].view(shape)
-            torch.ge(bits, int(self.p * 2**16) - 2**15, out=mask)
-        else:
-            # In half precision the numbers would be too few for p.
-            drawn = torch.empty(shape, dtype=torch.float32, device=like.device).uniform_(generator=self.generator)
-            mask = drawn.ge_(self.p).to(like.dtype)
-        return mask.div_(1 - self.p)
+            return words.view(torch.int16)[:count].view(shape) >= int(self.p * 2**16) - 2**15
+        # In half precision the numbers would be too few for p.
+        return torch.empty(shape, dtype=torch.float32, device=device).uniform_(generator=self.generator) >= self.p
+
+    def scale(self, like: Tensor) -> Tensor:
+        """1 / (1 - p)."""
+        return torch.ones((), dtype=like.dtype, device=like.device).div_(1 - self.p)
+
+    def mask(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """``scale`` where ``kept``, else 0."""
+        return self.kept(shape, like.device) * self.scale(like)
 
     @abstractmethod
     def forward(self, *tensors: Tensor) -> Tensor: ...
@@ -83,7 +88,8 @@ class WeightDropout(Dropout):
         (weight,) = tensors
         if not self.active:
             return weight
-        return weight * self.mask(tuple(weight.shape), weight)
+        # Not by ``mask``: the backward pass keeps what is multiplied with, and a truth value is a quarter of a number.
+        return (weight * self.kept(tuple(weight.shape), weight.device)).mul_(self.scale(weight))
 
 
 def seed_dropouts(model: nn.Module, seed: int, step: int, micro_batch: int) -> None:

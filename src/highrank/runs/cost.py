@@ -1,5 +1,6 @@
 """What a run will cost, before it is started."""
 
+from itertools import pairwise
 from typing import Any
 
 from highrank.data import Corpus
@@ -12,46 +13,66 @@ from highrank.runs.config import Config, TrainSection
 __all__ = ["estimate"]
 
 FLOAT_BYTES = 4
+# Of PyTorch's LSTM on a CPU: how many numbers backward needs for a unit and a step, with the output and its dropped
+# copy; how many copies of its largest matrix backward makes.
+LSTM_NUMBERS, LSTM_BACKWARD = 16.5, 6
 DRAWN_LENGTHS = 2000  # which takes some hundredths of a second
 
 
 def estimate(config: Config, corpus: Corpus) -> dict[str, Any]:
-    """Parameters, updates of the first epoch (segment lengths are random) and memory of a training step in bytes.
+    """Parameters, updates of the first epoch (segment lengths are random) and memory of training in bytes, on a CPU.
 
-    Memory counts weights, gradients and averages, the optimizer's state, the activations that backward needs, the
-    contexts with their gradients, one block of logits, and the weights that a validation of the averages sets aside;
-    not the interpreter and libraries (about 300 MB, with PyTorch's optimizers 450), nor the allocator's slack.
+    Memory counts weights, averages and sums of gradients over micro-batches, the optimizer's state, and what the
+    longest step needs beside them; not the interpreter and libraries (about 230 MB, with PyTorch's optimizers 450), nor
+    the allocator's slack, which may be a fifth more.
     """
-    model, train = config.model, config.train
-    vocab_size = len(corpus.vocabulary)
+    train, vocab_size = config.train, len(corpus.vocabulary)
     parameters = parameter_count(config, vocab_size)
-    steps, batch = train.bptt + train.max_length_delta, config.micro_batch
-    widths = [*[model.hidden_features] * (model.num_layers - 1), model.last_hidden_features]
-    # Of an LSTM step backward needs the four gates, the cell and the output, and the dropped copy of the output.
-    recurrent = sum(7 * width for width in widths) + 2 * model.embedding_features
-    components = 1 if model.head == "softmax" else model.num_components
-    # Of a context: before and after tanh, after dropout, and the gradients of the last two.
-    contexts = 5 * components * model.embedding_features
-    block = LossOptions().block_bytes_for("cpu", vocab_size, model.embedding_features)
-    step_bytes = FLOAT_BYTES * steps * batch * (recurrent + contexts) + block
     # Gradients of several micro-batches are summed in float64.
-    held_bytes = (3 + 2 * (train.batch > batch)) * FLOAT_BYTES * parameters
+    held_bytes = (2 + 2 * (train.batch > config.micro_batch)) * FLOAT_BYTES * parameters
     # The mean gradient and the mean squared one: RMSProp is AdamW without momentum, and has both too.
     optimizer_bytes = 0 if train.optimizer == "sgd" else 2 * FLOAT_BYTES * parameters
-    # In no step, but what a step has freed the allocator may keep.
-    validation_bytes = FLOAT_BYTES * parameters
+    step_bytes = _step_bytes(config, vocab_size, parameters)
     return {
         "parameters": parameters,
         "vocabulary": vocab_size,
         "updates_per_epoch": _updates_of_first_epoch(train, len(corpus.tokens["train"])),
         "memory_bytes": {
-            "weights_gradients_averages": held_bytes,
+            "weights_averages_sums": held_bytes,
             "optimizer": optimizer_bytes,
             "longest_step": step_bytes,
-            "validation": validation_bytes,
-            "total": held_bytes + optimizer_bytes + step_bytes + validation_bytes,
+            "total": held_bytes + optimizer_bytes + step_bytes,
         },
     }
+
+
+def _step_bytes(config: Config, vocab_size: int, parameters: int) -> int:
+    """The most of: the loss, which has all that backward needs; backward in each layer, the last one first; an update,
+    which has all gradients."""
+    model, train = config.model, config.train
+    tokens = (train.bptt + train.max_length_delta) * config.micro_batch
+    components = 1 if model.head == "softmax" else model.num_components
+    embedding = vocab_size * model.embedding_features  # what its gradient has, too
+    room = LossOptions().block_bytes_for("cpu", vocab_size, model.embedding_features) // FLOAT_BYTES
+    logits = min(room, tokens * components * vocab_size)
+    widths = [*[model.hidden_features] * (model.num_layers - 1), model.last_hidden_features]
+    needed = 2 * tokens * model.embedding_features
+    layers = []
+    for before, width in pairwise([model.embedding_features, *widths]):
+        # The matrix without the weights that are dropped, and which ones these are.
+        dropped = 5 * width * width if config.dropout.weight else 0
+        needed += round(LSTM_NUMBERS * tokens * width) + dropped
+        layers.append((needed, 4 * width * (before + width), 4 * width * max(before, width)))
+    # Of a context: after tanh, after dropout, and its gradient.
+    peaks = [needed + 3 * tokens * components * model.embedding_features + embedding + logits]
+    gradients = embedding  # which waits for that of the looked-up words
+    for needed, weights, largest in reversed(layers):
+        peaks.append(needed + gradients + LSTM_BACKWARD * largest)
+        if train.batch == config.micro_batch:
+            gradients += weights
+    if train.batch == config.micro_batch:
+        peaks.append(parameters)
+    return FLOAT_BYTES * max(peaks)
 
 
 def _updates_of_first_epoch(train: TrainSection, tokens: int) -> int:

@@ -52,19 +52,19 @@ class WeightAverage:
 
 @contextmanager
 def averaged_weights(average: WeightAverage | None, model: nn.Module) -> Iterator[None]:
-    """Inside, ``model`` has the averaged weights (if there are any); after, the weights being trained."""
+    """Inside, ``model`` has the averaged weights (if there are any), and the average those being trained; after, each
+    has its own again."""
     if average is None:
         yield
         return
-    trained = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    _put(model, average.tensors)
+    _swap(model, average)
     try:
         yield
     finally:
-        _put(model, trained)
+        _swap(model, average)
 
 
-@torch.no_grad()
-def _put(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def _swap(model: nn.Module, average: WeightAverage) -> None:
+    """Each parameter and its average change their memory: nothing is copied."""
     for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
+        parameter.data, average.tensors[name] = average.tensors[name], parameter.data

@@ -26,7 +26,6 @@ class GradientSum:
     def __init__(self, model: nn.Module) -> None:
         self._parameters = list(model.parameters())
         self._sums = {p: torch.empty_like(p, dtype=torch.float64).flatten() for p in self._parameters}
-        self._gradients = [torch.empty_like(p) for p in self._parameters]
 
     @contextmanager
     def one_pass(self, workers: Workers, *, first: bool, last: bool) -> Iterator[None]:
@@ -60,5 +59,14 @@ class GradientSum:
         if last:
             assert len(sent) == len(hooks)  # or else the others wait for a gradient that never comes
             workers.finish(sent)
-            for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-                parameter.grad = gradient.copy_(self._sums[parameter].view_as(gradient))
+            for parameter in self._parameters:
+                parameter.grad = _rounded_in_place(self._sums[parameter], parameter.dtype).view_as(parameter)
+
+
+def _rounded_in_place(total: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers in ``dtype``, at the beginning of their own memory: the next pass writes over all of it."""
+    rounded = total.view(dtype)[: len(total)]
+    step = len(total) if total.is_cuda else BLOCK
+    for first in range(0, len(total), step):  # what has been read is longer than what is written
+        rounded[first : first + step] = total[first : first + step].to(dtype)
+    return rounded
