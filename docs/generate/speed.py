@@ -57,69 +57,65 @@ def time_table() -> str:
 
 
 def step_table() -> str:
-    """A training step beside the textbook's, for every recipe that it was measured for."""
-    rows = []
+    """A training step beside the textbook's, for every recipe and machine that it was measured for."""
+    tables = []
     for file, found in _results_of("bench_train_step"):
-        device = found["about"]["device"]
-        note = f" ({device['note']})" if "note" in device else ""
+        device, rows = found["about"]["device"], []
         for name, seconds in found["step"].items():
             faster, memory = found["times_faster"].get(name), found["share_of_memory"].get(name)
             rows.append(
                 [
-                    f"{found['recipe']}, {device['gpu'] or device['cpu']}{note}",
                     name,
                     *_spread(seconds, _seconds),
                     f"{found['peak_bytes'][name] / 2**20:,.0f}",
                     "" if faster is None else f"{faster['textbook']:.2f}",
                     "" if memory is None else f"{100 * memory:.0f}%",
-                    _source(file),
                 ]
             )
-    head = ["recipe, device", "step", "s", "20% to 80%", "peak MiB", "times faster", "of the memory", "source"]
-    return table(head, rows, numbers=range(2, 7))
+        note = f", {device['note']}" if "note" in device else ""
+        head = ["step", "s", "20% to 80%", "peak MiB", "times faster", "of the memory"]
+        title = f"`{found['recipe']}`, {device['gpu'] or device['cpu']}{note}"
+        tables.append(_titled(title, file, table(head, rows, numbers=range(1, 6))))
+    return "\n".join(tables)
 
 
 def filtered_step_table() -> str:
     """A training step of a trained mixture with the posterior filter, beside the textbook's from the same weights."""
-    rows = []
+    tables = []
     for file, found in _results_of("bench_filtered_step"):
+        rows = []
         for name, seconds in found["step"].items():
             faster = found["times_faster"].get(name)
-            rows.append(
-                [
-                    f"{found['recipe']}, {found['about']['device']['cpu']}",
-                    name,
-                    *_spread(seconds, _seconds),
-                    "" if faster is None else f"{faster:.2f}",
-                    f"{100 * found['posteriors']['share_below']['1e-3']:.0f}%",
-                    f"{found['updates_before']:,}",
-                    _source(file),
-                ]
-            )
-    head = ["recipe, device", "step", "s", "20% to 80%", "times faster", "below 0.001", "trained for updates", "source"]
-    return table(head, rows, numbers=range(2, 7))
+            rows.append([name, *_spread(seconds, _seconds), "" if faster is None else f"{faster:.2f}"])
+        title = (
+            f"`{found['recipe']}`, {found['about']['device']['cpu']}, after {found['updates_before']:,} updates: "
+            f"{100 * found['posteriors']['share_below']['1e-3']:.0f}% of the posteriors are below 0.001"
+        )
+        tables.append(
+            _titled(title, file, table(["step", "s", "20% to 80%", "times faster"], rows, numbers=range(1, 4)))
+        )
+    return "\n".join(tables)
 
 
 def dynamic_evaluation_table() -> str:
     """A segment of dynamic evaluation beside the textbook's, on every machine that it was measured on."""
-    rows = []
+    tables = []
     for file, found in _results_of("bench_dynamic_evaluation"):
-        device = found["about"]["device"]
-        where = device["gpu"] or f"{device['cpu']}, {device['threads']} thread{'s' * (device['threads'] > 1)}"
+        device, rows = found["about"]["device"], []
         for name, seconds in found["segment"].items():
             faster = found["times_faster"].get(name)
             rows.append(
                 [
-                    where,
                     name,
                     *_spread(seconds, lambda value: f"{1e3 * value:.1f}"),
                     f"{found['peak_rss_bytes'][name] / 2**20:,.0f}",
                     "" if faster is None else f"{faster:.1f}",
-                    _source(file),
                 ]
             )
-    head = ["device", "loop", "ms a segment", "20% to 80%", "peak MiB", "times the time of ours", "source"]
-    return table(head, rows, numbers=range(2, 6))
+        where = device["gpu"] or f"{device['cpu']}, {device['threads']} thread{'s' * (device['threads'] > 1)}"
+        head = ["loop", "ms a segment", "20% to 80%", "peak MiB", "times the time of ours"]
+        tables.append(_titled(where, file, table(head, rows, numbers=range(1, 5))))
+    return "\n".join(tables)
 
 
 def waiting_table() -> str:
@@ -155,5 +151,6 @@ def _seconds(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
 
 
-def _source(file: str) -> str:
-    return f"[{file}](../benchmarks/results/{file})"
+def _titled(title: str, file: str, measured: str) -> str:
+    """A table of its own for what one file holds."""
+    return f"**{title}** ([{file}](../benchmarks/results/{file}))\n\n{measured}"
