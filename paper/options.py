@@ -349,8 +349,8 @@ def _config(values: Mapping[str, Any], options: tuple[Option, ...], stage: str =
         return parse_config(values, source=source)
     except UserError as error:
         said = str(error).removeprefix(f"{source}: ")
-        for option in options:
-            said = re.sub(rf"\b{re.escape(option.setting.format(stage))}\b", f"--{option.name}", said)
+        for setting, name in [("data.corpus", "data"), *((each.setting.format(stage), each.name) for each in options)]:
+            said = re.sub(rf"\b{re.escape(setting)}\b", f"--{name}", said)
         raise UserError(said, exit_code=error.exit_code) from error
 
 

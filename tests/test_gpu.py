@@ -21,6 +21,7 @@ from highrank.ops import triton
 from highrank.runs import RunFolder, build_model, read_config
 from highrank.runs.tensors import read_tensors
 from highrank.train import StageState, train_stage, update
+from highrank.train.gradients import BLOCK, _rounded_in_place
 from tests.implementations import every_reduction
 from tests.models.test_persistent_lstm import errors, inputs_of, ours, torchs
 from tests.models.test_persistent_lstm import solve as solve_layer
@@ -183,6 +184,14 @@ def test_a_thousand_persistent_layers_have_the_same_bits() -> None:
 
 
 # Evaluation and training ----------------------------------------------------------------------------------------------
+
+
+def test_a_sum_is_rounded_in_its_own_memory() -> None:
+    total = torch.randn(2 * BLOCK + 5, dtype=torch.float64, device="cuda")
+    expected, place = total.float(), total.data_ptr()
+    rounded = _rounded_in_place(total, torch.float32)
+    assert torch.equal(rounded, expected)
+    assert rounded.data_ptr() == place
 
 
 def test_evaluation_static_and_dynamic_agrees_with_the_cpu(small_text: Path) -> None:

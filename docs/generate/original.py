@@ -56,9 +56,10 @@ def option_tables() -> str:
             "### main.py\n",
             _table(options.training_parser(), training, BY_HAND, "train"),
             "### finetune.py\n",
-            "The sizes and dropouts are those of the trained model, as they were then. The rest replaces the run's own "
-            "where it is given; where it is not, the defaults counted then, and here, but for `--lr`, `--epochs` and "
-            "`--nonmono`, the run's own does.\n",
+            "The sizes and dropouts are those of the trained model, as they were then: given here they change nothing, "
+            "and a line says so. Any other option that is given replaces the run's own setting. Where it is not given, "
+            "the default in this table counted in 2017; here the run's own setting does, except for `--lr`, `--epochs` "
+            "and `--nonmono`, which keep that default.\n",
             _table(options.finetune_parser(), finetuning, FINETUNE, "finetune"),
             "### dynamiceval.py\n",
             _table(options.dynamic_parser(), options.DYNAMIC, DYNAMIC, "dynamic"),

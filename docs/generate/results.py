@@ -54,13 +54,13 @@ def rank_table() -> str:
         for at in PAPER_RANKS
     ]
     for file, found in read_results().items():
-        for name, result in found.get("results", {}).items():
+        for result in found.get("results", {}).values():
             if not (isinstance(result, dict) and "numerical_rank" in result.get("rank", {})):
                 continue
             at = result["rank"]
             rows.append(
                 [
-                    f"ours: {name}, {_head(at)}",
+                    f"ours: {_head(at)}",
                     str(at["context_features"]),
                     f"{at['vocabulary']:,}",
                     f"{at['contexts']:,}",

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,15 @@ import torch
 
 from benchmarks.harness import memory_of
 from benchmarks.processes import RECIPE, here, one_line
+from highrank.data import Vocabulary
 from highrank.data.batches import Columns
 from highrank.runs import RunFolder, build_model, cost, find_recipe, read_config, recipe_names
 from highrank.runs.cost import estimate
 from highrank.train.stages import corpus_for
 from highrank.train.state import StageState
 from highrank.train.update import update
+
+MANY_WORDS = ("model.hidden_features=100", "model.last_hidden_features=100", "model.num_layers=2")  # most of the memory
 
 
 def test_dry_run_writes_nothing(small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +81,9 @@ def test_dry_run_counts_what_the_optimizer_holds(optimizer: str, small_text: Pat
         ("train.batch=12", "train.micro_batch=0"),
         ("train.batch=2", "train.micro_batch=0", "model.hidden_features=900"),  # the weights are most of it
         ("train.batch=30", "train.micro_batch=0", "model.head=softmax", "dropout.weight=0"),
+        ("train.batch=4", "train.micro_batch=2", "train.bptt=5", *MANY_WORDS),
+        ("train.batch=4", "train.micro_batch=0", "train.bptt=5", *MANY_WORDS),
+        ("train.batch=4", "train.micro_batch=0", "train.bptt=5", *MANY_WORDS, "model.head=softmax"),
     ],
     ids=" ".join,
 )
@@ -85,6 +92,9 @@ def test_dry_run_knows_the_memory_of_the_longest_step(overrides: tuple[str, ...]
     wide = [f"model.{size}" for size in (*sizes, "num_components=5")]
     config = read_config(RECIPE, overrides=[*wide, "train.bptt=30", "train.max_length_delta=10", *overrides])
     corpus = corpus_for(config, str(small_text))
+    if set(MANY_WORDS) <= set(overrides):
+        words = [*corpus.vocabulary.words, *map(str, range(20_000))]
+        corpus = replace(corpus, vocabulary=Vocabulary(words))
     state = StageState(build_model(config, len(corpus.vocabulary)).train(), config)
     state.start_averaging()
     memory = estimate(config, corpus)["memory_bytes"]

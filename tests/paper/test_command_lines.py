@@ -125,6 +125,8 @@ def test_what_is_not_supported_is_one_line() -> None:
         options.training_device(options.training_parser().parse_args(["--model", "GRU"]))
     with pytest.raises(UserError, match=r"^--small_batch_size: expected a divisor of --batch_size"):
         training("--small_batch_size", "7")
+    with pytest.raises(UserError, match=r"^--data: expected a name of printable characters, got ''"):
+        training("--data", "/")
     with pytest.raises(UserError, match=r"no such folder; get_data\.sh puts"):
         options.check_data("nowhere")
 

@@ -5,25 +5,30 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from highrank.runs.device import _tf32_in_cudnn
+from highrank.runs.device import _tf32_in_lstm
 
 cudnn = torch.backends.cudnn
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _set_back() -> Iterator[None]:
-    before = cudnn.rnn.fp32_precision, cudnn.conv.fp32_precision
+    before = cudnn.allow_tf32
     yield
-    cudnn.rnn.fp32_precision, cudnn.conv.fp32_precision = before
+    cudnn.allow_tf32 = before  # which sets the newer names too
+    assert cudnn.allow_tf32 == before
 
 
-@pytest.mark.usefixtures("_set_back")
-def test_tf32_is_told_however_a_program_has_set_it() -> None:
-    cudnn.allow_tf32 = True
-    assert _tf32_in_cudnn() == "on"
-    cudnn.allow_tf32 = False
-    assert _tf32_in_cudnn() == "off"
-    cudnn.rnn.fp32_precision, cudnn.conv.fp32_precision = "tf32", "ieee"
-    with pytest.raises(RuntimeError):
-        _ = cudnn.allow_tf32
-    assert _tf32_in_cudnn() == "in parts"
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_set_by_the_older_name(allowed: bool) -> None:
+    cudnn.allow_tf32 = allowed
+    assert _tf32_in_lstm() == allowed
+
+
+@pytest.mark.parametrize(
+    ("lstm", "convolution"), [("tf32", "ieee"), ("ieee", "tf32"), ("ieee", "ieee"), ("tf32", "tf32")]
+)
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_set_by_the_newer_names(allowed: bool, lstm: str, convolution: str) -> None:
+    cudnn.allow_tf32 = allowed
+    cudnn.rnn.fp32_precision, cudnn.conv.fp32_precision = lstm, convolution
+    assert _tf32_in_lstm() == (lstm == "tf32")

@@ -102,7 +102,7 @@ def _dry_run(config: "Config", arguments: argparse.Namespace) -> int:
         f"memory              about {memory['total'] / 2**20:,.0f} MiB "
         f"({memory['weights_averages_sums'] / 2**20:,.0f} weights, averages and sums of gradients; "
         f"{memory['optimizer'] / 2**20:,.0f} the optimizer; {memory['longest_step'] / 2**20:,.0f} the longest step), "
-        "beside Python and PyTorch",
+        "on a CPU, beside Python and PyTorch",
     ]
     print_result({"configuration": msgspec.to_builtins(config)} | cost, lines, as_json=arguments.json)
     return 0

@@ -1,5 +1,6 @@
 """Static evaluation: the exact mean loss over every predicted token."""
 
+import operator
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -97,11 +98,12 @@ def means_over_text(
     what: str,
     display: Display,
     workers: Workers,
+    shown: Callable[[Tensor], Tensor] = operator.itemgetter(0),
 ) -> list[float]:
     """Means over the predicted tokens, of which ``score`` gives the sums over a segment.
 
-    It gets the hidden states (T, B, H) and targets (T, B), and returns ``count`` numbers in float64, the first of them
-    a loss in nats, which the display shows. The other arguments are those of ``evaluate``.
+    It gets the hidden states (T, B, H) and targets (T, B), and returns ``count`` numbers in float64, of which ``shown``
+    is the loss in nats for the display. The other arguments are those of ``evaluate``.
     """
     total = torch.zeros(count, dtype=torch.float64, device=next(model.parameters()).device)
     done, reading = 0, Pace()
@@ -110,11 +112,11 @@ def means_over_text(
             total += score(hidden_TBH, part.target)
             done += part.target.numel()
             if display is not SILENT and reading.is_due():
-                display.progress(what, done * workers.count, columns.predicted_tokens, total[0].item() / done)
+                display.progress(what, done * workers.count, columns.predicted_tokens, shown(total).item() / done)
     workers.add_up([total])
-    means = [each / columns.predicted_tokens for each in total.tolist()]
-    display.progress(what, columns.predicted_tokens, columns.predicted_tokens, means[0])
-    return means
+    predicted = columns.predicted_tokens
+    display.progress(what, predicted, predicted, shown(total).item() / predicted)
+    return [each / predicted for each in total.tolist()]
 
 
 def _use(statistics: MixtureStatistics) -> Tensor:

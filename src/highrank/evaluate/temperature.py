@@ -60,8 +60,10 @@ def evaluate_at(
     At temperature t the log-probabilities of the next word are ``log_softmax(model.head.log_prob(hidden) / t)``. The
     text is walked as by ``evaluate``, to whose loss that at 1 is equal within rounding. Beside the model's own pass a
     temperature costs one log-sum-exp over the vocabulary a token.
-    Raises UserError for a temperature that is not a number, or below 0.001, where the division overflows.
+    Raises UserError for no temperature, or one that is not a number, or below 0.001, where the division overflows.
     """
+    if not temperatures:
+        raise UserError("temperatures: expected one or more", exit_code=2)
     for temperature in temperatures:
         check_temperature(temperature)
     started = time.perf_counter()
@@ -71,7 +73,15 @@ def evaluate_at(
         return _losses(model.head, hidden_TBH.flatten(0, 1), target_TB.flatten(), temperatures)
 
     means = means_over_text(
-        model, columns, score, len(temperatures), segment=segment, what=what, display=display, workers=workers
+        model,
+        columns,
+        score,
+        len(temperatures),
+        segment=segment,
+        what=what,
+        display=display,
+        workers=workers,
+        shown=torch.min,
     )
     return [Evaluation.of(loss_nats, columns.predicted_tokens, started) for loss_nats in means]
 

@@ -13,8 +13,8 @@ from highrank.runs.config import Config, TrainSection
 __all__ = ["estimate"]
 
 FLOAT_BYTES = 4
-# Of PyTorch's LSTM on a CPU: how many numbers backward needs for a unit and a step, with the output and its dropped
-# copy; how many copies of its largest matrix backward makes.
+# Of PyTorch's LSTM on a CPU, as measured with 2.13: how many numbers backward needs for a unit and a step, with the
+# output and its dropped copy; how many copies of its largest matrix backward makes.
 LSTM_NUMBERS, LSTM_BACKWARD = 16.5, 6
 DRAWN_LENGTHS = 2000  # which takes some hundredths of a second
 
@@ -23,8 +23,8 @@ def estimate(config: Config, corpus: Corpus) -> dict[str, Any]:
     """Parameters, updates of the first epoch (segment lengths are random) and memory of training in bytes, on a CPU.
 
     Memory counts weights, averages and sums of gradients over micro-batches, the optimizer's state, and what the
-    longest step needs beside them; not the interpreter and libraries (about 230 MB, with PyTorch's optimizers 450), nor
-    the allocator's slack, which may be a fifth more.
+    longest step needs beside them; not the interpreter and libraries (about 230 MB, with PyTorch's optimizers 450), the
+    allocator's slack, which may be a fifth more, nor what a validation computes where that is more than a step.
     """
     train, vocab_size = config.train, len(corpus.vocabulary)
     parameters = parameter_count(config, vocab_size)
@@ -47,8 +47,8 @@ def estimate(config: Config, corpus: Corpus) -> dict[str, Any]:
 
 
 def _step_bytes(config: Config, vocab_size: int, parameters: int) -> int:
-    """The most of: the loss, which has all that backward needs; backward in each layer, the last one first; an update,
-    which has all gradients."""
+    """The most of: the loss, which has all that backward needs; backward in each layer, the last one first; and of the
+    look-up, whose gradient is as large as the embedding, when there are all others."""
     model, train = config.model, config.train
     tokens = (train.bptt + train.max_length_delta) * config.micro_batch
     components = 1 if model.head == "softmax" else model.num_components
@@ -56,7 +56,7 @@ def _step_bytes(config: Config, vocab_size: int, parameters: int) -> int:
     room = LossOptions().block_bytes_for("cpu", vocab_size, model.embedding_features) // FLOAT_BYTES
     logits = min(room, tokens * components * vocab_size)
     widths = [*[model.hidden_features] * (model.num_layers - 1), model.last_hidden_features]
-    needed = 2 * tokens * model.embedding_features
+    looked_up = needed = 2 * tokens * model.embedding_features
     layers = []
     for before, width in pairwise([model.embedding_features, *widths]):
         # The matrix without the weights that are dropped, and which ones these are.
@@ -70,8 +70,7 @@ def _step_bytes(config: Config, vocab_size: int, parameters: int) -> int:
         peaks.append(needed + gradients + LSTM_BACKWARD * largest)
         if train.batch == config.micro_batch:
             gradients += weights
-    if train.batch == config.micro_batch:
-        peaks.append(parameters)
+    peaks.append(looked_up + embedding + (parameters if train.batch == config.micro_batch else embedding))
     return FLOAT_BYTES * max(peaks)
 
 

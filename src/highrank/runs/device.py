@@ -36,15 +36,14 @@ def describe_device(device: torch.device | str, workers: int = 1) -> str:
         return f"torch {torch.__version__} on {device.type}, {torch.get_num_threads()} threads{of_many}"
     return (
         f"torch {torch.__version__} on {device} ({torch.cuda.get_device_name(device)}), CUDA {torch.version.cuda}, "
-        f"cuDNN {torch.backends.cudnn.version()}, TF32 in cuDNN {_tf32_in_cudnn()}{of_many}"
+        f"cuDNN {torch.backends.cudnn.version()}, TF32 in its LSTM {'on' if _tf32_in_lstm() else 'off'}"
+        f"{of_many}"
     )
 
 
-def _tf32_in_cudnn() -> str:
-    try:
-        return "on" if torch.backends.cudnn.allow_tf32 else "off"
-    except RuntimeError:  # a program has set that of LSTMs and of convolutions apart, which this name does not know
-        return "in parts"
+def _tf32_in_lstm() -> bool:
+    # Not ``cudnn.allow_tf32``, which raises where a program has set this by its newer names; they follow the older one.
+    return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 
 def multiplies_bfloat16(device: torch.device | str) -> bool:

@@ -153,7 +153,7 @@ def read_rank(path: Path) -> RankFigures:
 
 
 def checked_rank(figures: dict[str, Any], path: Path) -> RankFigures:
-    """What stands in the file ``path``, or will."""
+    """What stands in the file ``path``, or would."""
     found = checked(figures, RankFigures, path)
     values = found.singular_values
     if not values or values[0] <= 0 or min(values) < 0 or min(found.contexts, found.context_features) < 1:
@@ -167,7 +167,7 @@ def read_components(path: Path) -> Components:
 
 
 def checked_components(figures: dict[str, Any], path: Path) -> Components:
-    """What stands in the file ``path``, or will."""
+    """What stands in the file ``path``, or would."""
     found = checked(figures, Components, path)
     count = found.num_components
     sizes = (len(found.components), len(found.posterior.sorted_mean), *map(len, found.divergence.mean_nats))

@@ -66,5 +66,6 @@ def averaged_weights(average: WeightAverage | None, model: nn.Module) -> Iterato
 
 def _swap(model: nn.Module, average: WeightAverage) -> None:
     """Each parameter and its average change their memory: nothing is copied."""
-    for name, parameter in model.named_parameters():
-        parameter.data, average.tensors[name] = average.tensors[name], parameter.data
+    pairs = [(name, parameter, average.tensors[name]) for name, parameter in model.named_parameters()]
+    for name, parameter, other in pairs:  # all are there
+        parameter.data, average.tensors[name] = other, parameter.data

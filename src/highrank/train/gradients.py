@@ -65,8 +65,10 @@ class GradientSum:
 
 def _rounded_in_place(total: Tensor, dtype: torch.dtype) -> Tensor:
     """The numbers in ``dtype``, at the beginning of their own memory: the next pass writes over all of it."""
+    if dtype == total.dtype:
+        return total
     rounded = total.view(dtype)[: len(total)]
-    step = len(total) if total.is_cuda else BLOCK
+    step = max(1, len(total)) if total.is_cuda else BLOCK
     for first in range(0, len(total), step):  # what has been read is longer than what is written
         rounded[first : first + step] = total[first : first + step].to(dtype)
     return rounded
