@@ -20,7 +20,7 @@ from docs.generate.speed import (
     time_table,
     waiting_table,
 )
-from docs.generate.studies import study_part
+from docs.generate.studies import gain_part, study_part
 from docs.generate.temperature import temperature_table
 from docs.generate.trials import trial_table
 
@@ -29,6 +29,7 @@ __all__ = ["PARTS", "ROOT", "pages", "written"]
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {
     "ablation": lambda: study_part("ablation"),
+    "ablation gains": lambda: gain_part("ablation"),
     "benchmarks": benchmark_table,
     "commands": command_reference,
     "dynamic evaluation": dynamic_evaluation_table,

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from benchmarks.studies.plan import Stage, Study, Trial, Variant, read_study
@@ -12,10 +13,11 @@ from docs.generate.results import RESULTS
 from highrank.data.catalog import CATALOG
 from highrank.runs import parameter_count
 
-__all__ = ["study_part"]
+__all__ = ["gain_part", "study_part"]
 
 Row = Mapping[str, Any]
 TITLES: dict[Stage, str] = {"train": "trained", "finetune": "fine-tuned", "dynamic-eval": "dynamic evaluation"}
+GAINS: dict[Stage, str] = {"finetune": "gain by fine-tuning", "dynamic-eval": "gain by dynamic evaluation"}
 NOT_RUN = "not run"
 
 
@@ -24,6 +26,33 @@ def study_part(name: str) -> str:
     study = read_study(FOLDER / "studies" / f"{name}.toml")
     record = Record(RESULTS / f"study_{name}.json", study)
     return f"{_source(study, record)}\n\n{found_table(study, record.rows())}\n{left_table(study, record)}"
+
+
+def gain_part(name: str) -> str:
+    """What the stages after training bring."""
+    study = read_study(FOLDER / "studies" / f"{name}.toml")
+    return gain_table(study, Record(RESULTS / f"study_{name}.json", study).rows())
+
+
+def gain_table(study: Study, rows: Sequence[Row]) -> str:
+    """Points of perplexity on validation text by each stage after training, means over seeds, the best variant first."""
+    found = []
+    for variant in study.variants:
+        mine = [row for row in rows if row["variant"] == variant.name]
+        if not mine:
+            continue
+        means = [
+            statistics.mean(row["results"][RESULT_OF[stage]]["valid"]["perplexity"] for row in mine)
+            for stage in study.stages
+        ]
+        gains = [f"{before - after:.1f}" if before > after else "none" for before, after in pairwise(means)]
+        last = _minutes(mine, study.stages[-1])
+        epochs = study.trial(variant, study.seeds[0]).config.train.epochs
+        minutes = "not known" if last is None else f"{last:.0f}"
+        found.append((means[0], [variant.text, str(epochs), f"{means[0]:.1f}", *gains, minutes]))
+    head = ["head", "epochs", "trained, valid", *(GAINS[stage] for stage in study.stages[1:]), "its minutes of a core"]
+    lines = [line for _, line in sorted(found, key=lambda each: each[0])]
+    return table(head, lines, numbers=range(1, len(head)))
 
 
 def found_table(study: Study, rows: Sequence[Row]) -> str:
@@ -79,7 +108,7 @@ def _size_and_cost(study: Study) -> list[Column]:
     def minutes(variant: Variant, rows: Sequence[Row]) -> str:
         if not rows:
             return NOT_RUN
-        known = _train_minutes(rows)
+        known = _minutes(rows, "train")
         return "not known" if known is None else f"{known:.0f}"
 
     return [
@@ -106,7 +135,7 @@ def _by_epoch(study: Study, of_variant: Mapping[str, Sequence[Row]]) -> list[Col
         for epoch in range(1, last + 1):
             if (mean := _mean(_after_epoch(rows, epoch))) is not None and mean <= goal:
                 updates = statistics.mean(row["validation"][epoch - 1]["updates"] for row in rows)
-                minutes = _train_minutes(rows)
+                minutes = _minutes(rows, "train")
                 time = "" if minutes is None else f", {minutes * epoch / len(rows[0]['validation']):.0f} min"
                 return f"{updates:,.0f}{time}"
         return "not reached"
@@ -126,9 +155,9 @@ def _after_epoch(rows: Sequence[Row], epoch: int) -> list[float]:
     return [row["validation"][epoch - 1]["perplexity"] for row in rows if len(row["validation"]) >= epoch]
 
 
-def _train_minutes(rows: Sequence[Row]) -> float | None:
-    """Mean over the rows whose processor time is known."""
-    mean = _mean([row["cpu_s"]["train"] for row in rows if row["cpu_s"]["train"] is not None])
+def _minutes(rows: Sequence[Row], stage: Stage) -> float | None:
+    """Of a core, mean over the rows whose processor time is known."""
+    mean = _mean([row["cpu_s"][stage] for row in rows if row["cpu_s"][stage] is not None])
     return None if mean is None else mean / 60
 
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.studies.plan import Study, read_study, settings_of
 from benchmarks.studies.record import Record
 from docs.generate import temperature
-from docs.generate.studies import found_table, left_table
+from docs.generate.studies import found_table, gain_table, left_table
 
 STUDIES = Path(__file__).resolve().parents[2] / "benchmarks" / "studies"
 
@@ -107,6 +107,30 @@ def test_every_stage_has_a_column() -> None:
     ablation = read_study(STUDIES / "ablation.toml")
     head = cells(found_table(ablation, []).splitlines()[0])
     assert head[-3:] == [f"{stage}, valid / test" for stage in ("trained", "fine-tuned", "dynamic evaluation")]
+
+
+def test_what_each_stage_brings() -> None:
+    ablation = read_study(STUDIES / "ablation.toml")
+
+    def row(variant: str, *perplexities: float, minutes: float | None) -> dict[str, object]:
+        stages = zip(("train", "finetune", "dynamic"), perplexities, strict=True)
+        results = {stage: {"valid": {"perplexity": value}} for stage, value in stages}
+        return {
+            "variant": variant,
+            "results": results,
+            "cpu_s": {"dynamic-eval": None if minutes is None else 60 * minutes},
+        }
+
+    rows = [
+        row("softmax", 100.0, 100.0, 90.0, minutes=None),
+        row("mos-k2", 98.0, 96.0, 80.0, minutes=10.0),
+        row("mos-k2", 100.0, 99.0, 82.0, minutes=14.0),
+    ]
+    lines = [cells(line) for line in gain_table(ablation, rows).splitlines()[2:]]
+    assert lines == [
+        ["mixture of softmaxes, K=2", "5", "99.0", "1.5", "16.5", "12"],
+        ["one softmax", "7", "100.0", "none", "10.0", "not known"],
+    ]
 
 
 def test_what_a_temperature_brings(monkeypatch: pytest.MonkeyPatch) -> None:
