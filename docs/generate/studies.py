@@ -35,7 +35,7 @@ def gain_part(name: str) -> str:
 
 
 def gain_table(study: Study, rows: Sequence[Row]) -> str:
-    """Points of perplexity on validation text by each stage after training, means over seeds, the best variant first."""
+    """Points of validation perplexity by each stage after training, means over seeds, the best variant first."""
     found = []
     for variant in study.variants:
         mine = [row for row in rows if row["variant"] == variant.name]
