@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from highrank import progress
-from highrank.evaluate import DynamicSettings, dynamic_evaluate, gradient_statistics
+from highrank.evaluate import DynamicSettings, dynamic_evaluate, evaluate, gradient_statistics
 from highrank.progress import CLOCK_EVERY_S, READ_EVERY_S, SILENT, Pace, by_the_clock
 from tests.parity import small_model
 from tests.telling import Telling
@@ -61,4 +61,8 @@ def test_a_loss_is_read_twice_a_second_whatever_the_number_of_segments(monkeypat
     assert [done for _, done, _, _ in display.shown] == list(range(60, 301, 60))
     display = Telling()
     assert dynamic_evaluate(model, text, statistics, settings, display=display).loss_nats == alone
-    assert [done for _, done, _, _ in display.shown] == list(range(15, 301, 15))
+    assert [done for _, done, _, _ in display.shown] == [*range(15, 301, 15), 300]
+    alone = evaluate(model, text, segment=5).loss_nats
+    display = Telling()
+    assert evaluate(model, text, segment=5, display=display).loss_nats == alone
+    assert [done for _, done, _, _ in display.shown] == [*range(15, 301, 15), 300]
