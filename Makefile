@@ -4,6 +4,7 @@ PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= 2
 ARGS    ?=
+GPU_TEST_S ?= 300
 RECIPE  ?= penn
 OUT     ?= runs/$(basename $(notdir $(RECIPE)))
 
@@ -61,7 +62,11 @@ test-slow: $(DEV) ## the tests that take minutes
 	@$(PYTEST) -n $(WORKERS) -m "slow and not gpu" $(ARGS)
 
 test-gpu: $(DEV) ## the tests that need a CUDA device
-	@TRITON_INTERPRET=0 $(PYTEST) -m gpu tests/test_gpu.py $(ARGS)
+	@$(FROM_SOURCE) $(PY) -m tests.gpu.preflight
+	@# A process for each file, which is ended if the device hangs: after an illegal access nothing works in that process.
+	@failed=; for file in tests/gpu/test_*.py; do \
+	    TRITON_INTERPRET=0 timeout $(GPU_TEST_S) $(PYTEST) -m gpu $$file $(ARGS) || failed="$$failed $$file"; \
+	    done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 lint: $(DEV) ## ruff's rules
 	@$(PY) -m ruff check .

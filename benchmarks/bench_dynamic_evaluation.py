@@ -91,7 +91,7 @@ def main() -> None:
         "segments_a_repeat": arguments.segments,
         "environment": alone,
         "segment": segment,
-        "peak_rss_bytes": peaks,
+        "peak_bytes": peaks,
         "times_faster": {
             name: segment[name]["median_s"] / segment["highrank"]["median_s"] for name in segment if name != "highrank"
         },

@@ -106,13 +106,13 @@ def main() -> None:
             key = f"{name}.{str(dtype).removeprefix('torch.')}"
             results[key] = measure(size, dtype, arguments.device, arguments.repeats, compiled=arguments.compile)
             show(name, results[key])
-    across = {name: ratios for name in chosen if (ratios := across_dtypes(results, name))}
+            across = {name: ratios for name in chosen if (ratios := across_dtypes(results, name))}
+            path = save(  # after each: what comes may take it along
+                f"{Path(__file__).stem}.{arguments.device}",
+                {"repeats": arguments.repeats, "results": results, "bfloat16_times_faster": across},
+            )
     for name, ratios in across.items():
         print(f"\n{name}, ours in bfloat16: {', '.join(f'{x:.2f} times faster than {of}' for of, x in ratios.items())}")
-    path = save(
-        f"{Path(__file__).stem}.{arguments.device}",
-        {"repeats": arguments.repeats, "results": results, "bfloat16_times_faster": across},
-    )
     print(f"\n-> {path}")
 
 

@@ -72,6 +72,16 @@ def many(once: Callable[[], object]) -> None:
         once()
 
 
+def failure(call: Callable[[], object]) -> str | None:
+    """What a launch that nothing has compiled before may come to: too much shared memory, too many registers."""
+    try:
+        call()
+        torch.cuda.synchronize()
+        return None
+    except Exception as error:  # Triton's are of no common kind; each is a result
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
@@ -89,18 +99,30 @@ def main() -> None:
 
     rows = []
     for size in SIZES:
-        runs = {"cuDNN float32": torchs, "cuDNN bfloat16": rounded} | with_each_launch(device, size, LAUNCHES)
+        runs = {"cuDNN float32 (TF32)": torchs, "cuDNN bfloat16": rounded} | with_each_launch(device, size, LAUNCHES)
         calls = {name: partial(many, layer(run, *size, device=arguments.device)) for name, run in runs.items()}
+        failed = {name: why for name, call in calls.items() if (why := failure(call)) is not None}
+        calls = {name: call for name, call in calls.items() if name not in failed}
         of_calls = in_turn(calls, arguments.repeats, warm_up=2)
         times = {name: summary([each / LAYERS_A_CALL for each in seconds]) for name, seconds in of_calls.items()}
         base = times["cuDNN bfloat16"]["median_s"]
         faster = {name: base / found["median_s"] for name, found in times.items()}
-        rows.append({"steps_batch_in_out": size, "times": times, "times_faster_than_cudnn_bfloat16": faster})
+        rows.append(
+            {
+                "steps_batch_in_out": size,
+                "times": times,
+                "times_faster_than_cudnn_bfloat16": faster,
+                "failed": failed,
+            }
+        )
         print("{} steps, batch {}, {} -> {}".format(*size))
         for name, found in times.items():
-            print(f"  {name:40} {1e6 * found['median_s']:8.0f} us, {faster[name]:.2f} times as fast")
-    result = {"repeats": arguments.repeats, "layers_a_call": LAYERS_A_CALL, "layers": rows}
-    print(f"-> {save(f'{Path(__file__).stem}.cuda', result)}")
+            print(f"  {name:40} {1e6 * found['median_s']:8.0f} us, {faster[name]:.2f} times as fast", flush=True)
+        for name, why in failed.items():
+            print(f"  {name:40} failed: {why}", flush=True)
+        result = {"repeats": arguments.repeats, "layers_a_call": LAYERS_A_CALL, "layers": rows}
+        path = save(f"{Path(__file__).stem}.cuda", result)  # after each size: what comes may take it along
+    print(f"-> {path}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import torch
 from highrank import __version__
 from highrank.errors import UserError
 from highrank.files import write_text
+from highrank.runs.device import tf32_in_lstm
 
 __all__ = [
     "LARGE_PAGES",
@@ -116,7 +117,8 @@ class Worker:
     def __init__(self, make: Callable[[], Callable[[], object]], environment: Environment | None = None) -> None:
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(make, theirs))
+        # A daemon: else an error here would wait for ever for processes that wait for this one.
+        self._process = context.Process(target=_serve, args=(make, theirs), daemon=True)
         with _environment(environment or {}):
             self._process.start()
         theirs.close()
@@ -169,9 +171,11 @@ def _serve(make: Callable[[], Callable[[], object]], connection: Any) -> None:
     if torch.cuda.is_initialized():
         connection.send(torch.cuda.max_memory_reserved())
         return
-    # Not getrusage: on Linux a new process begins with its parent's maximum.
-    status = Path("/proc/self/status").read_text()
-    connection.send(next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")))
+    # Not getrusage: on Linux a new process begins with its parent's maximum. Where the system does not keep the peak (as
+    # gVisor), the size now.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    sizes = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.startswith("Vm")}
+    connection.send(sizes.get("VmHWM", sizes["VmRSS"]))
 
 
 def environments() -> tuple[Environment, Environment]:
@@ -249,6 +253,7 @@ def machine(*, threads: int | None = None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": threads or torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **({"tf32_in_lstm": tf32_in_lstm()} if torch.cuda.is_available() else {}),
     }
 
 

@@ -108,7 +108,7 @@ def dynamic_evaluation_table() -> str:
                 [
                     name,
                     *_spread(seconds, lambda value: f"{1e3 * value:.1f}"),
-                    f"{found['peak_rss_bytes'][name] / 2**20:,.0f}",
+                    f"{found['peak_bytes'][name] / 2**20:,.0f}",
                     "" if faster is None else f"{faster:.1f}",
                 ]
             )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from highrank.runs.device import _tf32_in_lstm
+from highrank.runs.device import tf32_in_lstm
 
 cudnn = torch.backends.cudnn
 
@@ -21,7 +21,7 @@ def _set_back() -> Iterator[None]:
 @pytest.mark.parametrize("allowed", [True, False])
 def test_tf32_set_by_the_older_name(allowed: bool) -> None:
     cudnn.allow_tf32 = allowed
-    assert _tf32_in_lstm() == allowed
+    assert tf32_in_lstm() == allowed
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,4 @@ def test_tf32_set_by_the_older_name(allowed: bool) -> None:
 def test_tf32_set_by_the_newer_names(allowed: bool, lstm: str, convolution: str) -> None:
     cudnn.allow_tf32 = allowed
     cudnn.rnn.fp32_precision, cudnn.conv.fp32_precision = lstm, convolution
-    assert _tf32_in_lstm() == (lstm == "tf32")
+    assert tf32_in_lstm() == (lstm == "tf32")

@@ -1,7 +1,8 @@
 """Recorded passes give the bits of passes as they come.
 
 A CPU has no CUDA graphs. ``Tape`` stands in for one: it writes down the operations of a pass with the memory that they
-read and write, and replays them there, without the Python that asked for them. A GPU's own: ``tests/test_gpu.py``.
+read and write, and replays them there, without the Python that asked for them. A GPU's own:
+``tests/gpu/test_training.py``.
 """
 
 from collections.abc import Callable, Sequence

@@ -6,7 +6,7 @@ import torch
 
 from highrank.errors import UserError
 
-__all__ = ["choose_device", "describe_device", "multiplies_bfloat16", "total_memory"]
+__all__ = ["choose_device", "describe_device", "multiplies_bfloat16", "tf32_in_lstm", "total_memory"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -36,12 +36,13 @@ def describe_device(device: torch.device | str, workers: int = 1) -> str:
         return f"torch {torch.__version__} on {device.type}, {torch.get_num_threads()} threads{of_many}"
     return (
         f"torch {torch.__version__} on {device} ({torch.cuda.get_device_name(device)}), CUDA {torch.version.cuda}, "
-        f"cuDNN {torch.backends.cudnn.version()}, TF32 in its LSTM {'on' if _tf32_in_lstm() else 'off'}"
+        f"cuDNN {torch.backends.cudnn.version()}, TF32 in its LSTM {'on' if tf32_in_lstm() else 'off'}"
         f"{of_many}"
     )
 
 
-def _tf32_in_lstm() -> bool:
+def tf32_in_lstm() -> bool:
+    """Are float32 products of cuDNN's LSTM rounded to TF32, as they are unless somebody says otherwise?"""
     # Not ``cudnn.allow_tf32``, which raises where a program has set this by its newer names; they follow the older one.
     return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")  # type: ignore[attr-defined]
 

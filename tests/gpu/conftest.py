@@ -1,0 +1,39 @@
+"""What the tests of a GPU share."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.gpu.marks import compiled
+
+ONE_LAYER = """
+import torch
+from highrank.models.persistent_lstm import persistent_lstm
+width, leaves = 960, []
+for size in [(70, 12, 280), (1, 12, width), (1, 12, width), (4 * width, 280), (4 * width, width), *[(4 * width,)] * 2]:
+    leaves.append(torch.randn(size, device="cuda", dtype=torch.bfloat16).mul_(0.05).requires_grad_())
+leaves[2] = leaves[2].detach().float().requires_grad_()
+persistent_lstm(leaves[0], (leaves[1], leaves[2]), *leaves[3:])[0].sum().backward()
+torch.cuda.synchronize()
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_kernels() -> None:
+    assert os.environ["TRITON_INTERPRET"] == "0", "make test-gpu, or TRITON_INTERPRET=0: else no kernel is compiled"
+
+
+@pytest.fixture(scope="session")
+def programs_meet() -> None:
+    """Programs that wait for one another for ever would hold this process too: first in one that can be ended."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", ONE_LAYER], check=True, timeout=180, env=environment)
+
+
+@pytest.fixture(params=["torch", pytest.param("triton", marks=compiled)])
+def recurrence(request: pytest.FixtureRequest) -> str:
+    if request.param == "triton":
+        request.getfixturevalue("programs_meet")
+    return str(request.param)

@@ -1,0 +1,90 @@
+"""The loss on a CUDA device: the same numbers as on the CPU, no worse than the naive formula, the same bits twice."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from highrank import LossOptions, mixture_cross_entropy
+from tests.gpu.marks import compiled, on_a_gpu
+from tests.implementations import every_reduction
+from tests.parity import SIZES, Problem, Size, assert_no_worse_than_naive, assert_same, make_problem, solve
+
+pytestmark = on_a_gpu
+
+every_fused = pytest.mark.parametrize("implementation", ["chunked", pytest.param("triton", marks=compiled)])
+
+# WikiText-2's sizes, and those of a large model.
+LARGE = (Size(20, 15, 300, 33_278, 1.0), Size(20, 1, 512, 128_256, 1.0))
+
+
+@every_fused
+@pytest.mark.parametrize("components", [1, 3, 15])
+def test_the_loss_and_its_gradients_are_those_of_the_cpu(components: int, implementation: str) -> None:
+    generator = torch.Generator().manual_seed(components)
+    shapes = ((37, components, 20), (37, components), (501, 20), (501,))
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    target = torch.randint(501, (37,), generator=generator)
+    results = []
+    for device, name in (("cpu", "chunked"), ("cuda", implementation)):
+        context, prior_logits, weight, bias = (t.to(device, copy=True).requires_grad_() for t in inputs)
+        loss = mixture_cross_entropy(context, prior_logits, weight, target.to(device), bias=bias, implementation=name)
+        (loss * 1.7).backward()
+        results.append([loss, context.grad, prior_logits.grad, weight.grad, bias.grad])
+    for on_cpu, on_gpu in zip(*results, strict=True):
+        assert on_gpu is not None
+        torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-10, atol=1e-12)
+
+
+@cache
+def on_the_gpu(size: Size) -> Problem:
+    """Drawn once: the largest takes the CPU some seconds."""
+    return size.problem(torch.float64).on("cuda")
+
+
+@every_fused
+@every_reduction
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("block_bytes", [None, 100_000])
+@pytest.mark.parametrize("size", [*SIZES, *LARGE], ids=str)
+def test_no_worse_than_naive(
+    implementation: str, reduction: str, dtype: torch.dtype, block_bytes: int | None, size: Size
+) -> None:
+    problem = on_the_gpu(size).to(dtype)
+    assert_no_worse_than_naive(problem, implementation, reduction, LossOptions(block_bytes=block_bytes))
+
+
+@compiled
+@every_reduction
+def test_two_runs_of_the_kernels_have_the_same_bits(reduction: str) -> None:
+    problem = make_problem(300, components=7, features=64, classes=5001, dtype=torch.bfloat16).on("cuda")
+    options = LossOptions(block_bytes=4_000_000)
+    one, other = (solve(problem, "triton", reduction, options=options) for _ in range(2))
+    assert_same(one, other, rtol=0, atol=0)
+
+
+@compiled
+@every_reduction
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own modules
+def test_the_kernels_compile_without_a_graph_break(reduction: str) -> None:
+    problem = make_problem(20, dtype=torch.float32).on("cuda")
+
+    def loss(context: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return mixture_cross_entropy(
+            context, problem.prior_logits, weight, problem.target, bias=problem.bias, reduction=reduction
+        )
+
+    found = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaves = [x.clone().requires_grad_() for x in (problem.context, problem.weight)]
+        value = function(*leaves)
+        found.append([value, *torch.autograd.grad(value, leaves, problem.upstream[reduction])])
+    torch.testing.assert_close(found[1], found[0])
+
+
+@every_fused
+def test_a_target_out_of_range_makes_its_loss_nan(implementation: str) -> None:
+    problem = make_problem(6).on("cuda")
+    problem.target[[1, 4]] = torch.tensor([7, -1], device="cuda")
+    loss = problem.loss(implementation=implementation, reduction="none")
+    assert loss.isnan().tolist() == [False, True, False, False, True, False]
