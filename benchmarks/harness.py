@@ -171,8 +171,8 @@ def _serve(make: Callable[[], Callable[[], object]], connection: Any) -> None:
     if torch.cuda.is_initialized():
         connection.send(torch.cuda.max_memory_reserved())
         return
-    # Not getrusage: on Linux a new process begins with its parent's maximum. Where the system does not keep the peak (as
-    # gVisor), the size now.
+    # Not getrusage: on Linux a new process begins with its parent's maximum. The size now where the system
+    # keeps no peak, as gVisor.
     lines = Path("/proc/self/status").read_text().splitlines()
     sizes = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.startswith("Vm")}
     connection.send(sizes.get("VmHWM", sizes["VmRSS"]))
