@@ -1,6 +1,7 @@
 """How long does a recurrent layer take on a GPU, forward and backward: cuDNN's, beside the persistent kernels?"""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -105,8 +106,8 @@ def main() -> None:
         calls = {name: call for name, call in calls.items() if name not in failed}
         of_calls = in_turn(calls, arguments.repeats, warm_up=2)
         times = {name: summary([each / LAYERS_A_CALL for each in seconds]) for name, seconds in of_calls.items()}
-        base = times["cuDNN bfloat16"]["median_s"]
-        faster = {name: base / found["median_s"] for name, found in times.items()}
+        base = times.get("cuDNN bfloat16")  # which may have failed, too
+        faster = {} if base is None else {name: base["median_s"] / found["median_s"] for name, found in times.items()}
         rows.append(
             {
                 "steps_batch_in_out": size,
@@ -117,7 +118,7 @@ def main() -> None:
         )
         print("{} steps, batch {}, {} -> {}".format(*size))
         for name, found in times.items():
-            print(f"  {name:40} {1e6 * found['median_s']:8.0f} us, {faster[name]:.2f} times as fast", flush=True)
+            print(f"  {name:40} {1e6 * found['median_s']:8.0f} us, {faster.get(name, math.nan):.2f} times as fast", flush=True)
         for name, why in failed.items():
             print(f"  {name:40} failed: {why}", flush=True)
         result = {"repeats": arguments.repeats, "layers_a_call": LAYERS_A_CALL, "layers": rows}
