@@ -118,7 +118,10 @@ def main() -> None:
         )
         print("{} steps, batch {}, {} -> {}".format(*size))
         for name, found in times.items():
-            print(f"  {name:40} {1e6 * found['median_s']:8.0f} us, {faster.get(name, math.nan):.2f} times as fast", flush=True)
+            print(
+                f"  {name:40} {1e6 * found['median_s']:8.0f} us, {faster.get(name, math.nan):.2f} times as fast",
+                flush=True,
+            )
         for name, why in failed.items():
             print(f"  {name:40} failed: {why}", flush=True)
         result = {"repeats": arguments.repeats, "layers_a_call": LAYERS_A_CALL, "layers": rows}
