@@ -84,6 +84,9 @@ def test_dry_run_counts_what_the_optimizer_holds(optimizer: str, small_text: Pat
         ("train.batch=4", "train.micro_batch=2", "train.bptt=5", *MANY_WORDS),
         ("train.batch=4", "train.micro_batch=0", "train.bptt=5", *MANY_WORDS),
         ("train.batch=4", "train.micro_batch=0", "train.bptt=5", *MANY_WORDS, "model.head=softmax"),
+        ("train.batch=12", "train.micro_batch=4", "train.past_decode=0.1"),
+        ("train.batch=4", "train.micro_batch=0", "train.bptt=5", *MANY_WORDS, "train.past_decode=0.1"),
+        ("train.batch=20", "train.micro_batch=0", *MANY_WORDS, "model.head=softmax", "train.past_decode=0.1"),
     ],
     ids=" ".join,
 )

@@ -125,7 +125,7 @@ def test_other_optimizers_rates_averages_and_precisions_resume_too(
     rates = ["train.schedule=cosine", "train.warmup=0.2", f"train.lr={0.01 if optimizer == 'adamw' else 20}"]
     average = ["train.average_from=1", "train.average_power=3", "train.epochs=2"]
     other = [f"train.optimizer={optimizer}", "train.partial_shuffle=true"]
-    other += [f"train.precision={precision}", "model.embedding_init=log-counts"]
+    other += [f"train.precision={precision}", "model.embedding_init=log-counts", "train.past_decode=0.1"]
     config = read_config(RECIPE, overrides=[*rates, *average, *other])
     whole, cut = (RunFolder.create(tmp_path / name, config, corpus.vocabulary, corpus) for name in ("whole", "cut"))
     train_stage(whole, "train", corpus)

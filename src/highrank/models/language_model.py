@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from highrank.heads import Head
+from highrank.heads import Head, Softmax
 from highrank.models.awd_lstm import AWDLSTM, State
 from highrank.models.dropout import Dropout, WeightDropout
 
@@ -24,14 +24,22 @@ class LanguageModelOutput(NamedTuple):
 
 
 class LanguageModel(nn.Module):
-    """backbone and head, with one word embedding for both if ``tied``."""
+    """backbone and head, with one word embedding for both if ``tied``.
 
-    def __init__(self, backbone: AWDLSTM, head: Head, *, tied: bool = True) -> None:
+    ``past_decoder`` has the same output embedding, and is for training (``train.past_decode``); prediction needs none.
+    """
+
+    def __init__(
+        self, backbone: AWDLSTM, head: Head, *, tied: bool = True, past_decoder: Softmax | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         if tied:
             head.tie(backbone.embedding)
+        self.past_decoder = past_decoder
+        if past_decoder is not None:
+            past_decoder.tie(head.weight)
 
     @property
     def vocab_size(self) -> int:

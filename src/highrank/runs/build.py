@@ -31,7 +31,10 @@ def build_model(config: Config, vocab_size: int) -> LanguageModel:
             weight_dropout=dropout.weight,
             persistent=config.train.recurrence == "triton",
         )
-        return LanguageModel(backbone, _build_head(config, vocab_size), tied=model.tied)
+        head = _build_head(config, vocab_size)
+        width = model.embedding_features
+        past_decoder = Softmax(width, vocab_size, context_features=width) if config.train.past_decode else None
+        return LanguageModel(backbone, head, tied=model.tied, past_decoder=past_decoder)
 
 
 def parameter_count(config: Config, vocab_size: int) -> int:

@@ -118,6 +118,9 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ] = 1.2e-6
     alpha: Annotated[NotNegative, Says("weight of the activation penalty: mean square of the dropped output")] = 2.0
     beta: Annotated[NotNegative, Says("weight of the temporal one: mean square of its change in a step")] = 1.0
+    past_decode: Annotated[
+        NotNegative, Says("weight of guessing the last word that was read from the prediction of the next; 0: not done")
+    ] = 0.0
     nonmono: Annotated[
         Count, Says("averaging starts when a validation loss is above the best of all but the last so many")
     ] = 5

@@ -64,7 +64,11 @@ def _step_bytes(config: Config, vocab_size: int, parameters: int) -> int:
         needed += round(LSTM_NUMBERS * tokens * width) + dropped
         layers.append((needed, 4 * width * (before + width), 4 * width * max(before, width)))
     # Of a context: after tanh, after dropout, and its gradient.
-    peaks = [needed + 3 * tokens * components * model.embedding_features + embedding + logits]
+    contexts = tokens * components * model.embedding_features
+    peaks = [needed + 3 * contexts + embedding + logits]
+    if train.past_decode:  # p, its logarithm and their gradients; or the walk back through its blocks, two at a time
+        predicted, blocks = tokens * vocab_size, 2 * logits + logits // components
+        peaks.append(needed + 5 * contexts + max(4 * predicted + 3 * embedding, 2 * predicted + blocks + 4 * embedding))
     gradients = embedding  # which waits for that of the looked-up words
     for needed, weights, largest in reversed(layers):
         peaks.append(needed + gradients + LSTM_BACKWARD * largest)

@@ -195,7 +195,10 @@ class RunFolder:
     def load_model(
         self, stage: str | None = None, *, device: torch.device | str = "cpu", workers: Workers = ALONE
     ) -> LanguageModel:
-        """The best model of a stage (default: of the last one), in evaluation mode, on each of the ``workers``."""
+        """The best model of a stage (default: of the last one), in evaluation mode, on each of the ``workers``.
+
+        Without what is for training only (``LanguageModel.past_decoder``).
+        """
         path, tensors = workers.first(lambda: self._best_tensors(stage or self.last_stage()))
         if not len(self.vocabulary):
             raise UserError(f"{self.path / 'vocabulary.txt'}: an empty vocabulary")
@@ -203,6 +206,7 @@ class RunFolder:
             put_model_tensors(build_model(self.config, len(self.vocabulary)), tensors, source=path)
         model = build_model(self.config, len(self.vocabulary))
         put_model_tensors(model, tensors, source=path)
+        model.past_decoder = None
         return model.to(device).eval()
 
     def _best_tensors(self, stage: str) -> tuple[Path, dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from highrank.data.batches import Segment
 from highrank.models import LanguageModel, State, detached
 from highrank.runs import Config
 from highrank.train.objective import objective
+from highrank.train.past_decode import past_decode_loss
 
 __all__ = ["Pass", "one_pass"]
 
@@ -25,5 +26,8 @@ def one_pass(model: LanguageModel, config: Config, segment: Segment, state: Stat
     train = config.train
     with torch.autocast(segment.tokens.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
         output = model(segment.tokens, segment.target, state)
-    (objective(output, train.alpha, train.beta) * (config.micro_batch / train.batch)).backward()
+        total = objective(output, train.alpha, train.beta)
+        if train.past_decode:
+            total = total + train.past_decode * past_decode_loss(model, output.hidden, segment.tokens)
+    (total * (config.micro_batch / train.batch)).backward()
     return Pass(detached(output.state), output.loss.detach().double() * segment.target.numel())
