@@ -354,10 +354,10 @@ def test_the_definition_has_a_gradient_for_each_sample() -> None:
 
 def test_operations_can_be_counted() -> None:
     """One matrix product for the result and one each for the gradients of contexts and weight; a second walk has the
-    first again."""
+    first again, but that of the log-probabilities of one component."""
 
-    def counted(compute: Callable[..., Tensor], *, learnt: tuple[str, ...]) -> float:
-        problem = make_problem(7)
+    def counted(compute: Callable[..., Tensor], *, learnt: tuple[str, ...], components: int = 3) -> float:
+        problem = make_problem(7, components=components)
         inputs = [getattr(problem, name).requires_grad_(name in learnt) for name in INPUTS[:3]]
         tokens, components, features = problem.context.shape
         with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
@@ -372,4 +372,9 @@ def test_operations_can_be_counted() -> None:
     assert counted(mean, learnt=("context", "weight")) == 3
     assert counted(mean, learnt=("context", "prior_logits")) == 2
     assert counted(each, learnt=("context", "weight")) == 4
-    assert counted(lambda *inputs: mixture_log_prob(*inputs[:3]), learnt=("weight",)) == 3
+
+    def log_prob(context: Tensor, prior_logits: Tensor, weight: Tensor, _: Tensor) -> Tensor:
+        return mixture_log_prob(context, prior_logits, weight)
+
+    assert counted(log_prob, learnt=("weight",)) == 3
+    assert counted(log_prob, learnt=("weight",), components=1) == 2

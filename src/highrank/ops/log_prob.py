@@ -7,7 +7,8 @@ For one token, with the upstream gradient G[v] of log p(v) and the posterior r_k
     d / d z_k[v]         = g_k[v] - mass_k * softmax(z_k)[v]
     d / d prior_logits_k = mass_k - pi_k * sum_j mass_j
 
-Backward keeps the inputs and the result, and computes the logits of each block again: four matrix products in all.
+Backward keeps the inputs and the result, and computes the logits of each block again: four matrix products in all. Of
+one component the result says enough, softmax(z) being exp(log p): three.
 """
 
 from typing import Any
@@ -95,6 +96,7 @@ define(
     f"({ARGUMENTS}, Tensor log_prob, Tensor upstream, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
     _gradients,
     fake_gradients,
+    logits_of_one=False,
 )
 
 
@@ -130,20 +132,26 @@ def _walk(
         part = slice(start, min(start + block, tokens))
         context_RD = context[part].reshape(-1, features)
         rows = len(context_RD)
-        logits_RU = logits_of(context_RD, weight, bias, buffer_RU[:rows])
-        if short:
-            logits_RU = long_RU[:rows].copy_(logits_RU)
-        logits_bKV, grad_bKV = (x.view(-1, components, x.shape[1])[..., :classes] for x in (logits_RU, grad_RU[:rows]))
-        logits_bKV.sub_(logits_bKV.amax(dim=2, keepdim=True))  # as above
-        log_sum_bK1 = torch.exp(logits_bKV, out=grad_bKV).sum(dim=2, keepdim=True).log_()
+        logits_bKV, grad_bKV = (x[:rows].view(-1, components, x.shape[1])[..., :classes] for x in (long_RU, grad_RU))
+        log_prob_b1V, upstream_b1V = log_prob_NV[part].unsqueeze(1), upstream_NV[part].unsqueeze(1)
         # A class of no probability: as in logsumexp, its gradient is zero, not the difference of two infinities.
-        log_prob_b1V = log_prob_NV[part].unsqueeze(1)
-        torch.sub(logits_bKV, log_prob_b1V.masked_fill(log_prob_b1V == -torch.inf, 0), out=grad_bKV)
-        # The posterior of every class. A component of no probability has none, and its own probabilities are numbers.
-        grad_bKV.add_(log_prior_NK1[part] - log_sum_bK1).exp_().mul_(upstream_NV[part].unsqueeze(1))
-        mass_bK1 = grad_bKV.sum(dim=2, keepdim=True)
+        absent_b1V = log_prob_b1V == -torch.inf
+        if components == 1:
+            grad_bKV.copy_(upstream_b1V).masked_fill_(absent_b1V, 0)
+            prob_bKV = torch.exp(log_prob_b1V, out=logits_bKV)
+            mass_bK1 = grad_bKV.sum(dim=2, keepdim=True)
+        else:
+            logits_RU = logits_of(context_RD, weight, bias, buffer_RU[:rows])
+            if short:
+                long_RU[:rows].copy_(logits_RU)
+            logits_bKV.sub_(logits_bKV.amax(dim=2, keepdim=True))  # as above
+            log_sum_bK1 = torch.exp(logits_bKV, out=grad_bKV).sum(dim=2, keepdim=True).log_()
+            torch.sub(logits_bKV, log_prob_b1V.masked_fill(absent_b1V, 0), out=grad_bKV)
+            # The posterior of every class. A component of no probability has none; its own probabilities are numbers.
+            grad_bKV.add_(log_prior_NK1[part] - log_sum_bK1).exp_().mul_(upstream_b1V)
+            mass_bK1 = grad_bKV.sum(dim=2, keepdim=True)
+            prob_bKV = logits_bKV.sub_(log_sum_bK1).exp_()
         mass_NK[part] = mass_bK1.squeeze(2)
-        prob_bKV = logits_bKV.sub_(log_sum_bK1).exp_()
         grad_RV = grad_bKV.addcmul_(prob_bKV, mass_bK1, value=-1).view(rows, classes)
         if short:
             grad_RV = buffer_RU[:rows, :classes].copy_(grad_RV)

@@ -17,6 +17,7 @@ importing PyTorch.
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -158,16 +159,27 @@ def for_inputs(ctx: Any, grads: Any) -> tuple[Tensor | None, ...]:
 
 
 def _count_products(
-    context: Sequence[int], prior_logits: Sequence[int], weight: Sequence[int], *others: Any, **_: Any
+    context: Sequence[int],
+    prior_logits: Sequence[int],
+    weight: Sequence[int],
+    *others: Any,
+    logits_of_one: bool = True,
+    **_: Any,
 ) -> int:
     """Operations of the matrix products, from the shapes of an operator's arguments; of all rows, filtered or not."""
     tokens, components, features = context
     needs = Needs(*others[-1]) if isinstance(others[-1], list) else NO_NEEDS
-    return 2 * tokens * components * features * weight[0] * (1 + needs.context + needs.weight)
+    logits = logits_of_one or components > 1
+    return 2 * tokens * components * features * weight[0] * (logits + needs.context + needs.weight)
 
 
-def define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """``torch.ops.highrank.NAME`` is ``kernel`` on every device, and ``fake`` where only shapes are asked for."""
+def define(
+    name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], *, logits_of_one: bool = True
+) -> None:
+    """``torch.ops.highrank.NAME`` is ``kernel`` on every device, and ``fake`` where only shapes are asked for.
+
+    ``logits_of_one``: does it compute logits where there is one component too?
+    """
     # A compiler whose graph broke before the operator would try to compile what is in it. Where nobody has imported it
     # nobody compiles, and the first call of this (as of torch.compiler.disable itself) would import it.
     untraced = _disable_dynamo(kernel)
@@ -178,7 +190,7 @@ def define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..
     torch.library.define(f"highrank::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
     torch.library.impl(f"highrank::{name}", "default", run)
     torch.library.register_fake(f"highrank::{name}", fake)
-    FLOP_FORMULAS[getattr(torch.ops.highrank, name)] = _count_products
+    FLOP_FORMULAS[getattr(torch.ops.highrank, name)] = partial(_count_products, logits_of_one=logits_of_one)
 
 
 # One loss for all tokens ----------------------------------------------------------------------------------------------
