@@ -1,9 +1,14 @@
-"""``highrank data list | get NAME | info NAME``: the corpora that can be had, getting one, and its figures."""
+"""``highrank data list | get NAME | make FILE | info NAME``: corpora: which there are, how to have one, figures."""
 
 import argparse
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from highrank.cli.options import not_negative_int
 from highrank.cli.output import add_json_option, print_result
+
+if TYPE_CHECKING:
+    from highrank.data.corpus import Corpus
 
 __all__ = ["add_parser", "run"]
 
@@ -17,17 +22,28 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     get = actions.add_parser("get", help="fetch a corpus from its mirrors, or build it")
     get.add_argument("name", metavar="NAME", help="a name that `highrank data list` shows")
     get.add_argument("--out", metavar="DIR", help="the folder to make (default: your own store of corpora)")
+    make = actions.add_parser("make", help="cut a text of your own into train.txt, valid.txt and test.txt")
+    make.add_argument("file", metavar="FILE", type=Path, help="a text in UTF-8, a sentence or paragraph a line")
+    make.add_argument(
+        "--out", metavar="DIR", type=Path, help="the folder to make (default: FILE's name without its ending, here)"
+    )
+    make.add_argument(
+        "--vocabulary",
+        type=not_negative_int,
+        default=10_000,
+        metavar="N",
+        help="words to keep, <unk> for all others and <eos> among them; 0: every word (default: %(default)s)",
+    )
+    make.add_argument("--keep-case", action="store_true", help="do not make all letters small")
     info = actions.add_parser("info", help="tokens, vocabulary and unknown words of a corpus")
     info.add_argument("name", metavar="NAME", help="a known corpus, or any name with --data")
     info.add_argument("--data", metavar="DIR", help="the folder with train.txt, valid.txt and test.txt")
-    for action in (listing, get, info):
+    for action in (listing, get, make, info):
         add_json_option(action)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.action == "list":
-        return _list(arguments)
-    return _get(arguments) if arguments.action == "get" else _info(arguments)
+    return {"list": _list, "get": _get, "make": _make, "info": _info}[arguments.action](arguments)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -55,8 +71,6 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _get(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from highrank.cli.display import ConsoleDisplay
     from highrank.data.catalog import catalog_entry
     from highrank.data.download import get_corpus
@@ -68,26 +82,50 @@ def _get(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _make(arguments: argparse.Namespace) -> int:
+    from highrank.cli.display import ConsoleDisplay
+    from highrank.data.corpus import load_corpus
+    from highrank.data.make import make_corpus
+
+    target = Path(arguments.file.stem) if arguments.out is None else arguments.out.expanduser()
+    with ConsoleDisplay() as display:
+        folder = make_corpus(
+            arguments.file,
+            target,
+            vocabulary_size=arguments.vocabulary,
+            keep_case=arguments.keep_case,
+            display=display,
+        )
+        corpus = load_corpus(folder, display=display)
+    result = _figures(corpus)
+    print_result(result, _describe(result, None), as_json=arguments.json)
+    return 0
+
+
 def _info(arguments: argparse.Namespace) -> int:
     from highrank.cli.display import ConsoleDisplay
     from highrank.data.catalog import CATALOG, find_corpus, folder_problem
-    from highrank.data.corpus import corpus_statistics, load_corpus
+    from highrank.data.corpus import load_corpus
 
     with ConsoleDisplay() as display:
         folder = find_corpus(arguments.name, arguments.data, display=display)
         corpus = load_corpus(folder, name=arguments.name, display=display)
-    statistics = corpus_statistics(corpus)
     entry = CATALOG.get(arguments.name)
     problem = None if entry is None else folder_problem(entry, corpus.folder)
-    result = {
-        "name": corpus.name,
-        "folder": str(corpus.folder),
-        **statistics,
-        "sha256": dict(corpus.sha256),
-        "as_published": None if entry is None else problem is None,
-    }
+    result = _figures(corpus) | {"as_published": None if entry is None else problem is None}
     print_result(result, _describe(result, problem), as_json=arguments.json)
     return 0
+
+
+def _figures(corpus: "Corpus") -> dict[str, Any]:
+    from highrank.data.corpus import corpus_statistics
+
+    return {
+        "name": corpus.name,
+        "folder": str(corpus.folder),
+        **corpus_statistics(corpus),
+        "sha256": dict(corpus.sha256),
+    }
 
 
 def _describe(result: dict[str, Any], problem: str | None) -> list[str]:
@@ -97,6 +135,6 @@ def _describe(result: dict[str, Any], problem: str | None) -> list[str]:
         if split in result["out_of_vocabulary"]:
             line += f", {result['out_of_vocabulary'][split]:.2%} of types that train has not"
         lines.append(line)
-    if result["as_published"] is not None:
+    if result.get("as_published") is not None:
         lines.append("the text as published" if problem is None else f"not the text as published: {problem}")
     return lines

@@ -1,0 +1,121 @@
+"""A corpus from a text in one file.
+
+Text: lines that are not blank, in their order; lower case unless its case is kept; letters in Unicode's composed form.
+Tokens are words (with the accents and vowel signs of their letters), every other character, and ``<unk>``.
+
+Split: the first nine tenths of the lines are train, half of the rest each valid and test.
+
+Vocabulary: ``<eos>``, ``<unk>``, and the most frequent words of train (at equal counts, the first to appear); every
+other word is ``<unk>``.
+"""
+
+import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+from highrank.data.vocabulary import UNKNOWN
+from highrank.errors import UserError
+from highrank.files import install_folder, is_free, temporary_folder
+from highrank.progress import SILENT, Display
+from highrank.reading import file_size
+
+__all__ = ["make_corpus", "words_of"]
+
+FEWEST_LINES = 20
+LONGEST_LINE_BYTES = 1 << 20
+
+
+def make_corpus(
+    source: Path,
+    target: Path,
+    *,
+    vocabulary_size: int = 10_000,
+    keep_case: bool = False,
+    display: Display = SILENT,
+) -> Path:
+    """Write train.txt, valid.txt and test.txt into the new folder ``target`` and return it.
+
+    ``vocabulary_size`` counts ``<eos>`` and ``<unk>``; 0 keeps every word. The text is read three times, a line at a
+    time. Raises UserError, one line: no such text, one that is not UTF-8 or has too few lines or too long ones, or a
+    ``target`` that is there or cannot be written.
+    """
+    if vocabulary_size < 0 or vocabulary_size in (1, 2):
+        raise UserError(f"the vocabulary: expected 3 words or more, or 0 for all, got {vocabulary_size}", exit_code=2)
+    file_size(source)
+    taken = UserError(f"{target}: exists already; choose another folder for the corpus")
+    if not is_free(target):
+        raise taken
+    count = sum(1 for _ in _lines(source))
+    if count < FEWEST_LINES:
+        raise UserError(
+            f"{source}: expected at least {FEWEST_LINES} lines with text, to be cut into three parts, got {count}; put "
+            "each sentence or paragraph on a line of its own"
+        )
+
+    def sentences(task: str) -> Iterator[list[str]]:
+        for number, line in enumerate(_lines(source)):
+            display.progress(f"{task} {source.name}", number, count, unit="lines")
+            yield words_of(line, keep_case=keep_case)
+
+    train = count * 9 // 10
+    ends = {"train": train, "valid": train + (count - train) // 2, "test": count}
+    counts = Counter(word for words in islice(sentences("counting"), train) for word in words)
+    del counts[UNKNOWN]
+    kept = {word for word, _ in counts.most_common(vocabulary_size - 2 if vocabulary_size else None)}
+    try:
+        with temporary_folder(target.parent) as folder:
+            written, done = sentences("cutting"), 0
+            for split, end in ends.items():
+                with (folder / f"{split}.txt").open("w", encoding="utf-8", newline="\n") as file:
+                    for words in islice(written, end - done):
+                        # Without a vocabulary to keep to, words that train has not are words too.
+                        known = words if not vocabulary_size else (word if word in kept else UNKNOWN for word in words)
+                        file.write(" ".join(known) + "\n")
+                done = end
+            if not install_folder(folder, target):
+                raise taken
+    except OSError as error:
+        raise UserError(f"cannot write the corpus to {target}: {error.strerror or error}") from error
+    return target
+
+
+def words_of(line: str, *, keep_case: bool = False) -> list[str]:
+    """The tokens of a line of text, without its end."""
+    text = line if keep_case else line.lower()
+    return _token().findall(unicodedata.normalize("NFC", text))  # a letter and its accent can be written in two ways
+
+
+@cache
+def _token() -> re.Pattern[str]:
+    marks = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c).startswith("M"))
+    marks += "\u200c\u200d"  # joiners, inside words of Persian and of Indian languages
+    return re.compile(rf"{UNKNOWN}|\w[\w{marks}]*|\S[{marks}]*")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines that are not blank."""
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while raw := file.readline(LONGEST_LINE_BYTES + 1):
+                number += 1
+                if len(raw) > LONGEST_LINE_BYTES:
+                    raise UserError(
+                        f"{path}: line {number} is longer than {LONGEST_LINE_BYTES:,} bytes; put each sentence or "
+                        "paragraph on a line of its own"
+                    )
+                try:
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"{path} is not UTF-8 text: line {number}, byte {error.start} of it; convert it to UTF-8"
+                    ) from error
+                if line.strip():
+                    yield line
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
