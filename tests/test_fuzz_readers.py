@@ -16,7 +16,7 @@ from benchmarks.fuzzing.pickles import payloads
 from benchmarks.fuzzing.target import Damaged, Target
 from highrank.errors import UserError
 
-READERS = 18
+READERS = 19
 FAULTS = 10
 
 

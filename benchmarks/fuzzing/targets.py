@@ -9,7 +9,7 @@ import torch
 from benchmarks.fuzzing.outside import archives, imports, matrices
 from benchmarks.fuzzing.runs import SIZES, checkpoints, gradient_statistics, records, trained_model
 from benchmarks.fuzzing.target import Target, copied
-from benchmarks.fuzzing.texts import configurations, corpus_cache, corpus_text
+from benchmarks.fuzzing.texts import configurations, corpus_cache, corpus_text, own_text
 from highrank.data import encoding, load_corpus
 from highrank.runs import (
     RunFolder,
@@ -47,6 +47,7 @@ def make_targets(work: Path) -> dict[str, Target]:
         gradient_statistics(work, run, model, corpus),
         corpus_cache(work, text),
         corpus_text(work, text),
+        own_text(work, text),
         *configurations(work, config),
         *imports(work),
         *archives(work, text),

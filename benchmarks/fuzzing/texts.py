@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from benchmarks.fuzzing.damage import Damage
 from benchmarks.fuzzing.pickles import payloads
 from benchmarks.fuzzing.target import Damaged, Target, content_of_corpus, digest
 from highrank.data import load_corpus
+from highrank.data.make import make_corpus, words_of
+from highrank.data.vocabulary import UNKNOWN
 from highrank.files import file_sha256
 from highrank.runs import (
     Config,
@@ -23,7 +26,7 @@ from highrank.runs import (
     to_toml,
 )
 
-__all__ = ["SPLITS", "configurations", "corpus_cache", "corpus_text"]
+__all__ = ["SPLITS", "configurations", "corpus_cache", "corpus_text", "own_text"]
 
 SPLITS = ("train", "valid", "test")
 
@@ -87,6 +90,31 @@ def corpus_text(work: Path, text: Path) -> Target:
     shutil.copytree(text, good / "text")
     files = tuple(Damaged(f"text/{split}.txt", "text", guarded=True) for split in SPLITS)
     return Target("corpus text", good, files, read, expected=expected)
+
+
+def own_text(work: Path, text: Path) -> Target:
+    """``highrank data make``."""
+    size = 9
+
+    def read(copy: Path, notice: Callable[[str], None]) -> list[str]:
+        target = make_corpus(copy / "text.txt", copy / "made", vocabulary_size=size)
+        return [(target / f"{split}.txt").read_bytes().decode() for split in SPLITS]
+
+    def expected(copy: Path) -> list[str]:
+        """The definition, in its shortest form; it needs much memory for a large text."""
+        text = (copy / "text.txt").read_bytes().decode("utf-8-sig")
+        lines = [words_of(line) for line in text.split("\n") if line.strip()]
+        train = len(lines) * 9 // 10
+        valid = train + (len(lines) - train) // 2
+        counts = Counter(word for line in lines[:train] for word in line if word != UNKNOWN)
+        kept = {word for word, _ in counts.most_common(size - 2)}
+        written = [" ".join(word if word in kept else UNKNOWN for word in line) + "\n" for line in lines]
+        return ["".join(part) for part in (written[:train], written[train:valid], written[valid:])]
+
+    good = work / "own-text"
+    good.mkdir()
+    shutil.copy(text / "train.txt", good / "text.txt")
+    return Target("own text", good, (Damaged("text.txt", "text", guarded=True),), read, expected=expected)
 
 
 def configurations(work: Path, config: Config) -> Iterator[Target]:
