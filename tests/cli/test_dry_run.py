@@ -1,9 +1,11 @@
 """``--dry-run``: it counts what training does, refuses what training refuses, and writes nothing."""
 
 import json
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +16,10 @@ from highrank.data import Vocabulary
 from highrank.data.batches import Columns
 from highrank.runs import RunFolder, build_model, cost, find_recipe, read_config, recipe_names
 from highrank.runs.cost import estimate
+from highrank.train import timing
 from highrank.train.stages import corpus_for
 from highrank.train.state import StageState
-from highrank.train.update import update
+from highrank.train.update import Update, update
 
 MANY_WORDS = ("model.hidden_features=100", "model.last_hidden_features=100", "model.num_layers=2")  # most of the memory
 
@@ -33,6 +36,40 @@ def test_dry_run_writes_nothing(small_text: Path, tmp_path: Path, monkeypatch: p
     )
     assert json.loads(done.stdout)["parameters"] == result["parameters"], "said once, though of two workers"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("micro_batch", [2, 0])
+def test_dry_run_tells_the_time_of_an_update(
+    micro_batch: int, small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = ("--set", "train.epochs=50", "--set", f"train.micro_batch={micro_batch}")
+    options = ("train", RECIPE, "--data", small_text, *sizes, "--device", "cpu", "--dry-run")
+    plain, timed = (json.loads(here(*options, "--json", *more).stdout) for more in ((), ("--time",)))
+    update_s, device = timed.pop("update_s"), timed.pop("device")
+    assert timed == plain
+    assert "cpu" in device
+    assert 0 < update_s < 60
+    said = here(*options, "--time")
+    assert said.returncode == 0, said.stderr
+    [line] = [line for line in said.stdout.splitlines() if line.startswith("time  ")]
+    assert re.search(r" s an update, about \S+ s an epoch and \S+ (s|min) for 50, without validations; ", line), line
+    assert not list(tmp_path.iterdir())
+    one_line(here(*options[:-1], "--time"), "--time: goes with --dry-run", codes=(2,))
+
+
+def test_of_slow_updates_one_is_timed(small_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = read_config(RECIPE)
+    lengths: list[int] = []
+
+    def counted(*arguments: Any, length: int, **more: Any) -> Update:
+        lengths.append(length)
+        return update(*arguments, length=length, **more)
+
+    monkeypatch.setattr(timing, "update", counted)
+    monkeypatch.setattr(timing, "ENOUGH_S", 0.0)
+    timing.time_updates(config, corpus_for(config, str(small_text)), torch.device("cpu"))
+    assert lengths == [config.train.bptt] * (timing.WARM_UPDATES + 1)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from highrank.cli.options import (
     add_workers_options,
 )
 from highrank.cli.output import add_json_option, print_result
+from highrank.duration import duration
+from highrank.errors import UserError
 
 if TYPE_CHECKING:
     from highrank.data import Corpus
@@ -31,6 +33,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved configuration and what it will cost; write nothing"
     )
+    parser.add_argument(
+        "--time", action="store_true", help="with --dry-run: make some updates, to tell how long they take here"
+    )
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -39,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     config, out = read_recipe(arguments)
     if arguments.dry_run:
         return _dry_run(config, arguments)
+    if arguments.time:
+        raise UserError("--time: goes with --dry-run; training tells its own time", exit_code=2)
 
     from highrank.cli.stage import interruptible, machine
     from highrank.train import corpus_for, open_or_create, train
@@ -85,13 +92,19 @@ def _dry_run(config: "Config", arguments: argparse.Namespace) -> int:
     import msgspec
 
     from highrank.cli.display import ConsoleDisplay
-    from highrank.runs import choose_device, estimate, to_toml
-    from highrank.train import check_can_train, corpus_for
+    from highrank.runs import choose_device, describe_device, estimate, to_toml
+    from highrank.train import check_can_train, corpus_for, time_updates
 
+    device = choose_device(arguments.device)
     with ConsoleDisplay() as display:
         corpus: Corpus = corpus_for(config, arguments.data, display=display)
-    check_can_train(config, corpus, arguments.workers, choose_device(arguments.device))
-    cost = estimate(config, corpus)
+        check_can_train(config, corpus, arguments.workers, device)
+        cost = estimate(config, corpus)
+        if arguments.time:
+            cost |= {
+                "update_s": time_updates(config, corpus, device, display=display),
+                "device": describe_device(device),
+            }
     memory = cost["memory_bytes"]
     lines = [
         to_toml(config).rstrip(),
@@ -104,5 +117,11 @@ def _dry_run(config: "Config", arguments: argparse.Namespace) -> int:
         f"{memory['optimizer'] / 2**20:,.0f} the optimizer; {memory['longest_step'] / 2**20:,.0f} the longest step), "
         "on a CPU, beside Python and PyTorch",
     ]
+    if arguments.time:
+        epoch_s, epochs = cost["updates_per_epoch"] * cost["update_s"], config.train.epochs
+        lines += [
+            f"time                {cost['update_s']:.3g} s an update, about {duration(epoch_s)} an epoch and "
+            f"{duration(epochs * epoch_s)} for {epochs:,}, without validations; one worker, {cost['device']}"
+        ]
     print_result({"configuration": msgspec.to_builtins(config)} | cost, lines, as_json=arguments.json)
     return 0

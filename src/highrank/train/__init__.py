@@ -16,6 +16,7 @@ from highrank.train.stages import (
     train,
 )
 from highrank.train.state import Position, StageState
+from highrank.train.timing import time_updates
 from highrank.train.update import Update, update
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "objective",
     "open_or_create",
     "set_later_settings",
+    "time_updates",
     "train",
     "train_stage",
     "update",
