@@ -134,23 +134,14 @@ def _walk(
         rows = len(context_RD)
         logits_bKV, grad_bKV = (x[:rows].view(-1, components, x.shape[1])[..., :classes] for x in (long_RU, grad_RU))
         log_prob_b1V, upstream_b1V = log_prob_NV[part].unsqueeze(1), upstream_NV[part].unsqueeze(1)
-        # A class of no probability: as in logsumexp, its gradient is zero, not the difference of two infinities.
-        absent_b1V = log_prob_b1V == -torch.inf
         if components == 1:
-            grad_bKV.copy_(upstream_b1V).masked_fill_(absent_b1V, 0)
-            prob_bKV = torch.exp(log_prob_b1V, out=logits_bKV)
-            mass_bK1 = grad_bKV.sum(dim=2, keepdim=True)
+            prob_bKV = _of_one(log_prob_b1V, upstream_b1V, logits_bKV, grad_bKV)
         else:
             logits_RU = logits_of(context_RD, weight, bias, buffer_RU[:rows])
             if short:
                 long_RU[:rows].copy_(logits_RU)
-            logits_bKV.sub_(logits_bKV.amax(dim=2, keepdim=True))  # as above
-            log_sum_bK1 = torch.exp(logits_bKV, out=grad_bKV).sum(dim=2, keepdim=True).log_()
-            torch.sub(logits_bKV, log_prob_b1V.masked_fill(absent_b1V, 0), out=grad_bKV)
-            # The posterior of every class. A component of no probability has none; its own probabilities are numbers.
-            grad_bKV.add_(log_prior_NK1[part] - log_sum_bK1).exp_().mul_(upstream_b1V)
-            mass_bK1 = grad_bKV.sum(dim=2, keepdim=True)
-            prob_bKV = logits_bKV.sub_(log_sum_bK1).exp_()
+            prob_bKV = _of_several(log_prob_b1V, upstream_b1V, logits_bKV, log_prior_NK1[part], grad_bKV)
+        mass_bK1 = grad_bKV.sum(dim=2, keepdim=True)
         mass_NK[part] = mass_bK1.squeeze(2)
         grad_RV = grad_bKV.addcmul_(prob_bKV, mass_bK1, value=-1).view(rows, classes)
         if short:
@@ -161,6 +152,25 @@ def _walk(
         prior_NK = torch.softmax(prior_logits_NK, dim=-1)
         grads = grads._replace(prior_logits=mass_NK - prior_NK * mass_NK.sum(dim=1, keepdim=True))
     return grads
+
+
+def _of_one(log_prob_b1V: Tensor, upstream_b1V: Tensor, room_b1V: Tensor, grad_b1V: Tensor) -> Tensor:
+    """Its probabilities, in ``room_b1V``; ``grad_b1V`` becomes g. A class of no probability has none."""
+    grad_b1V.copy_(upstream_b1V).masked_fill_(log_prob_b1V == -torch.inf, 0)
+    return torch.exp(log_prob_b1V, out=room_b1V)
+
+
+def _of_several(
+    log_prob_b1V: Tensor, upstream_b1V: Tensor, logits_bKV: Tensor, log_prior_bK1: Tensor, grad_bKV: Tensor
+) -> Tensor:
+    """Their probabilities, in the place of their logits; ``grad_bKV`` becomes g_k."""
+    logits_bKV.sub_(logits_bKV.amax(dim=2, keepdim=True))  # as in ``_log_prob``
+    log_sum_bK1 = torch.exp(logits_bKV, out=grad_bKV).sum(dim=2, keepdim=True).log_()
+    # A class of no probability: as in logsumexp, its gradient is zero, not the difference of two infinities.
+    torch.sub(logits_bKV, log_prob_b1V.masked_fill(log_prob_b1V == -torch.inf, 0), out=grad_bKV)
+    # The posterior of every class. A component of no probability has none, and its own probabilities are numbers.
+    grad_bKV.add_(log_prior_bK1 - log_sum_bK1).exp_().mul_(upstream_b1V)
+    return logits_bKV.sub_(log_sum_bK1).exp_()
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
