@@ -63,12 +63,12 @@ def _step_bytes(config: Config, vocab_size: int, parameters: int) -> int:
         dropped = 5 * width * width if config.dropout.weight else 0
         needed += round(LSTM_NUMBERS * tokens * width) + dropped
         layers.append((needed, 4 * width * (before + width), 4 * width * max(before, width)))
-    # Of a context: after tanh, after dropout, and its gradient.
     contexts = tokens * components * model.embedding_features
-    peaks = [needed + 3 * contexts + embedding + logits]
-    if train.past_decode:  # p, its logarithm and their gradients; or the walk back through its blocks, two at a time
-        predicted, blocks = tokens * vocab_size, 2 * logits + logits // components
-        peaks.append(needed + 5 * contexts + max(4 * predicted + 3 * embedding, 2 * predicted + blocks + 4 * embedding))
+    if train.past_decode:  # p, its logarithm, and the gradients of both; or the walk back, block by block
+        predicted, blocks = tokens * vocab_size, 2 * logits + (logits // components if components > 1 else 0)
+        peaks = [needed + 2 * contexts + 2 * embedding + 2 * predicted + max(2 * predicted, blocks)]
+    else:  # of a context: after tanh, after dropout, and its gradient
+        peaks = [needed + 3 * contexts + embedding + logits]
     gradients = embedding  # which waits for that of the looked-up words
     for needed, weights, largest in reversed(layers):
         peaks.append(needed + gradients + LSTM_BACKWARD * largest)

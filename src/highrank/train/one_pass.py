@@ -9,7 +9,7 @@ from highrank.data.batches import Segment
 from highrank.models import LanguageModel, State, detached
 from highrank.runs import Config
 from highrank.train.objective import objective
-from highrank.train.past_decode import past_decode_loss
+from highrank.train.past_decode import predict_and_decode_past
 
 __all__ = ["Pass", "one_pass"]
 
@@ -25,9 +25,11 @@ def one_pass(model: LanguageModel, config: Config, segment: Segment, state: Stat
     """Adds the gradients of the micro-batch's share of the objective to ``grad``."""
     train = config.train
     with torch.autocast(segment.tokens.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
-        output = model(segment.tokens, segment.target, state)
-        total = objective(output, train.alpha, train.beta)
         if train.past_decode:
-            total = total + train.past_decode * past_decode_loss(model, output.hidden, segment.tokens)
+            output, past_loss = predict_and_decode_past(model, segment, state)
+            total = objective(output, train.alpha, train.beta) + train.past_decode * past_loss
+        else:
+            output = model(segment.tokens, segment.target, state)
+            total = objective(output, train.alpha, train.beta)
     (total * (config.micro_batch / train.batch)).backward()
     return Pass(detached(output.state), output.loss.detach().double() * segment.target.numel())

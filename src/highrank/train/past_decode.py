@@ -3,24 +3,27 @@
 From the expected embedding of the next word, e = sum_v p(v) W_v, a softmax of its own over the same words guesses the
 last one: softmax(W tanh(A e + a) + b). A, a and b are learned with the model, and used in training only.
 
-After Brahma 2018 (arXiv 1808.05908): of the paper its idea and equations were at hand, not its code. Under a dropout of
-contexts p is that of another mask than the loss is of.
+After Brahma 2018 (arXiv 1808.05908): of the paper its idea and equations were at hand, not its code.
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from highrank.models import LanguageModel
+from highrank.data.batches import Segment
+from highrank.models import LanguageModel, LanguageModelOutput, State
 
-__all__ = ["past_decode_loss"]
+__all__ = ["predict_and_decode_past"]
 
 
-def past_decode_loss(model: LanguageModel, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """Mean nats of the words ``tokens`` (T, B), which were read last, by what hidden (T, B, H) predicts.
+def predict_and_decode_past(model: LanguageModel, segment: Segment, state: State) -> tuple[LanguageModelOutput, Tensor]:
+    """What ``model`` returns of a segment (T, B), and the mean nats of guessing the words that were read.
 
-    Holds p and its gradient, (T, B, V) each, until the backward pass has used them.
+    Both losses are of the same p, all of which the second one needs: p, its logarithm and their gradients are held for
+    a moment, (T, B, V) each, and there is no posterior filter.
     """
     if model.past_decoder is None:
         raise ValueError("model: expected one with a past_decoder")
-    expected = model.head.log_prob(hidden).exp() @ model.head.weight  # (T, B, D)
-    loss: Tensor = model.past_decoder(expected, tokens)
-    return loss
+    output = model.backbone(segment.tokens, state)
+    log_prob = model.head.log_prob(output.hidden)
+    loss = nn.functional.nll_loss(log_prob.flatten(0, 1), segment.target.flatten())
+    past_loss: Tensor = model.past_decoder(log_prob.exp() @ model.head.weight, segment.tokens)
+    return LanguageModelOutput(loss, output.hidden, output.raw, output.state), past_loss
