@@ -84,7 +84,14 @@ def updated(text: Path, overrides: list[str], *, record: bool) -> tuple[list[flo
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], ["train.optimizer=adamw", "train.lr=0.01", "train.precision=bfloat16"], ["model.head=softmax"]]
+    "overrides",
+    [
+        [],
+        ["train.optimizer=adamw", "train.lr=0.01", "train.precision=bfloat16"],
+        ["model.head=softmax"],
+        ["train.past_decode=0.1"],
+    ],
+    ids=" ".join,
 )
 def test_the_same_bits(overrides: list[str], small_text: Path) -> None:
     (plain, plain_state), (found, state) = (updated(small_text, overrides, record=record) for record in (False, True))
