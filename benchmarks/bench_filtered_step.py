@@ -38,7 +38,9 @@ def make_step(candidate: str, path: Path, data: str | None) -> Callable[[], floa
     """Training steps of one of OURS or of the TEXTBOOK from the weights of the run; each returns its loss."""
     run = RunFolder.open(path)
     changes = OURS.get(candidate, ())
-    config = parse_config(msgspec.to_builtins(run.config), source=str(path), overrides=changes)
+    # The model is one that was loaded, which has no past decoder.
+    plain = ("train.past_decode=0", *changes)
+    config = parse_config(msgspec.to_builtins(run.config), source=str(path), overrides=plain)
     corpus = load_corpus(find_corpus(config.data.corpus, data))
     columns = Columns(corpus.tokens["train"], config.train.batch)
     torch.manual_seed(config.train.seed)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from highrank.data import Corpus, find_corpus, load_corpus
 from highrank.data.batches import Columns
 from highrank.evaluate import evaluate
 from highrank.models import LanguageModel, detached
-from highrank.runs import RunFolder
+from highrank.runs import RunFolder, parse_config
 from highrank.train import StageState, update
 
 THRESHOLDS = (0.0, 1e-6, 1e-4, 1e-3, 1e-2)
@@ -54,12 +55,13 @@ class Trial:
     """The run's trained weights, trained on with one threshold."""
 
     def __init__(self, run: RunFolder, corpus: Corpus, min_posterior: float) -> None:
-        self.config, self.corpus = run.config, corpus
+        # The model is one that was loaded, which has no past decoder.
+        values, plain = msgspec.to_builtins(run.config), ("train.past_decode=0",)
+        self.config, self.corpus = parse_config(values, source=str(run.path), overrides=plain), corpus
         self.model = run.load_model("train").train()
         self.model.head.options = LossOptions(min_posterior=min_posterior)
-        train = run.config.train
-        self.columns = Columns(corpus.tokens["train"], train.batch)
-        self.state = StageState(self.model, run.config)
+        self.columns = Columns(corpus.tokens["train"], self.config.train.batch)
+        self.state = StageState(self.model, self.config)
         self.seconds: list[float] = []
         self.losses: list[float] = []
 

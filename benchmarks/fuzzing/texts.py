@@ -103,11 +103,11 @@ def own_text(work: Path, text: Path) -> Target:
     def expected(copy: Path) -> list[str]:
         """The definition, in its shortest form; it needs much memory for a large text."""
         text = (copy / "text.txt").read_bytes().decode("utf-8-sig")
-        lines = [words_of(line) for line in text.split("\n") if line.strip()]
+        lines = [words for line in text.split("\n") if (words := words_of(line))]
         train = len(lines) * 9 // 10
         valid = train + (len(lines) - train) // 2
         counts = Counter(word for line in lines[:train] for word in line if word != UNKNOWN)
-        kept = {word for word, _ in counts.most_common(size - 2)}
+        kept = {word for word, times in counts.most_common(size - 2) if times > 1}
         written = [" ".join(word if word in kept else UNKNOWN for word in line) + "\n" for line in lines]
         return ["".join(part) for part in (written[:train], written[train:valid], written[valid:])]
 

@@ -167,13 +167,14 @@ def mixture_log_prob(
 
     A normalised logit vector for each token: temperature, top-k and beam search work on it, and so does a loss that
     wants all classes (distillation, a penalty on the entropy, smoothed targets). Where the target's probability is all
-    that counts, ``mixture_cross_entropy`` takes three matrix products instead of four, and no (tokens, V).
+    that counts, ``mixture_cross_entropy`` takes three matrix products instead of four, and no (tokens, V). Of one
+    component it is three here, too.
 
     Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V). Returns (*, V), in nats, in the accumulation
     dtype: float32 for half precision.
     Memory beside the result: 2 + 2 / K blocks of ``options.block_bytes``, one more in half precision (but on a CPU one
-    in all, and as many strips of 4 MiB), and O(tokens * K). Backward, which computes the logits again, takes 2 + 2 / K
-    blocks, in half precision 5 + 4 / K, beside the gradients, their sums and the upstream gradient (*, V).
+    in all, and as many strips of 4 MiB), and O(tokens * K). Backward, which for K > 1 computes the logits again, takes
+    2 + 2 / K blocks, in half precision 5 + 4 / K, beside the gradients, their sums and the upstream gradient (*, V).
     Gradients are exact; a second derivative raises, and so do forward mode and derivatives by ``torch.func``, but with
     ``implementation="reference"``, the definition, which stores (tokens, K, V) and sums in the inputs' dtype. The other
     names of ``mixture_cross_entropy`` are all one here.

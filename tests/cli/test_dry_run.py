@@ -53,7 +53,9 @@ def test_dry_run_tells_the_time_of_an_update(
     said = here(*options, "--time")
     assert said.returncode == 0, said.stderr
     [line] = [line for line in said.stdout.splitlines() if line.startswith("time  ")]
-    assert re.search(r" s an update, about \S+ s an epoch and \S+ (s|min) for 50, without validations; ", line), line
+    assert re.search(
+        r" s an update, about \S+ s an epoch and \S+ (s|min) for 50 epochs, without validations; ", line
+    ), line
     assert not list(tmp_path.iterdir())
     one_line(here(*options[:-1], "--time"), "--time: goes with --dry-run", codes=(2,))
 

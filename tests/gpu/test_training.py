@@ -73,12 +73,14 @@ def losses_of_updates(
     *,
     recurrence: str = "torch",
     cuda_graphs: bool = False,
+    past_decode: float = 0.0,
     watched: bool = False,
 ) -> list[float]:
     """Nats a token of six updates of the same fresh model; ``watched``: the last four must not make the host wait."""
     corpus = load_corpus(small_text)
     overrides = [f"train.precision={precision}", f"train.recurrence={recurrence}", "train.micro_batch=6"]
-    config = read_config(RECIPE, overrides=[*overrides, f"train.cuda_graphs={str(cuda_graphs).lower()}"])
+    overrides += [f"train.cuda_graphs={str(cuda_graphs).lower()}", f"train.past_decode={past_decode}"]
+    config = read_config(RECIPE, overrides=overrides)
     torch.manual_seed(1)
     state = StageState(build_model(config, len(corpus.vocabulary)).to(device).train(), config)
     columns = Columns(corpus.tokens["train"], config.train.batch)
@@ -95,8 +97,9 @@ def losses_of_updates(
     return [each.item() for each in sums]
 
 
-def test_an_update_does_not_wait_for_the_device(small_text: Path) -> None:
-    losses = losses_of_updates("float32", small_text, "cuda", watched=True)
+@pytest.mark.parametrize("past_decode", [0.0, 0.1])
+def test_an_update_does_not_wait_for_the_device(past_decode: float, small_text: Path) -> None:
+    losses = losses_of_updates("float32", small_text, "cuda", past_decode=past_decode, watched=True)
     assert all(math.isfinite(loss) for loss in losses)
 
 
@@ -110,6 +113,11 @@ def test_recorded_updates_do_not_wait_and_have_the_same_bits(recurrence: str, sm
     plain = losses_of_updates("bfloat16", small_text, "cuda", recurrence=recurrence)
     recorded = losses_of_updates("bfloat16", small_text, "cuda", recurrence=recurrence, cuda_graphs=True, watched=True)
     assert recorded == plain
+
+
+def test_recorded_updates_with_past_decoding_have_the_same_bits_too(small_text: Path) -> None:
+    plain = losses_of_updates("float32", small_text, "cuda", past_decode=0.1)
+    assert losses_of_updates("float32", small_text, "cuda", past_decode=0.1, cuda_graphs=True, watched=True) == plain
 
 
 def test_rounded_products_lead_where_exact_ones_do(recurrence: str, small_text: Path) -> None:

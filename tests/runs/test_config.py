@@ -46,6 +46,10 @@ def test_a_whole_number_may_stand_for_a_real_one_but_not_the_other_way() -> None
         (["train.batch=7"], "--set: train.micro_batch: expected a divisor of train.batch 7, got 4"),
         (["train.lr=5"], "recipe: train.micro_batch: expected a divisor of train.batch 6, got 4"),
         ([], "recipe: train.micro_batch: expected a divisor of train.batch 6, got 4"),
+        (
+            ["train.past_decode=1", "train.min_posterior=0.1"],
+            "--set: train.min_posterior: expected 0 with train.past_decode, which leaves out no posterior, got 0.1",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_of_where_it_comes_from(overrides: list[str], said: str) -> None:

@@ -255,6 +255,13 @@ def test_a_corpus_of_another_size_is_refused(tmp_path: Path, text: Path) -> None
     assert not Path(out).exists()
 
 
+def test_a_past_decoder_is_not_there_to_be_imported(tmp_path: Path, text: Path) -> None:
+    file, out = save(original(vocab_size=WORDS).state_dict(), tmp_path / "state.pt"), tmp_path / "run"
+    with pytest.raises(UserError, match=r"train\.past_decode of 0, got 0\.1: .*state\.pt has no past decoder"):
+        import_original(file, out, data=str(text), overrides=["train.past_decode=0.1"])
+    assert not out.exists()
+
+
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickled_module_is_refused_and_the_way_out_is_told(tmp_path: Path, zipped: bool) -> None:

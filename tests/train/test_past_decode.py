@@ -1,5 +1,6 @@
 """Past decode regularisation: its loss by the formula of its docstring, in a pass, and in a run of all stages."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.processes import RECIPE, here, one_line
 from highrank.data.batches import Segment
 from highrank.models import LanguageModel, State, seed_dropouts
-from highrank.runs import Config, RunFolder, build_model, parse_config
+from highrank.runs import Config, RunFolder, build_model, parameter_count, parse_config
 from highrank.runs.tensors import model_tensors, read_tensors
 from highrank.train.one_pass import one_pass
 from highrank.train.past_decode import predict_and_decode_past
@@ -120,5 +121,8 @@ def test_a_run_of_all_stages_learns_it_and_predicts_without_it(small_text: Path,
         learned = read_tensors(folder.best_model_path(stage))
         assert learned.keys() == began.keys()
         assert not any(learned[name].equal(began[name]) for name in LEARNED)
-    assert not LEARNED & dict(folder.load_model().named_parameters()).keys()
+    loaded = folder.load_model()
+    assert not LEARNED & dict(loaded.named_parameters()).keys()
+    [listed] = json.loads(here("runs", tmp_path, "--json").stdout)["runs"]
+    assert listed["parameters"] == parameter_count(folder.config, len(folder.vocabulary)) == loaded.num_parameters
     one_line(here(*train, "--resume", "--set", "train.past_decode=0"), "past_decode", codes=(1, 2))

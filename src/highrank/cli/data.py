@@ -23,7 +23,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     get.add_argument("name", metavar="NAME", help="a name that `highrank data list` shows")
     get.add_argument("--out", metavar="DIR", help="the folder to make (default: your own store of corpora)")
     make = actions.add_parser("make", help="cut a text of your own into train.txt, valid.txt and test.txt")
-    make.add_argument("file", metavar="FILE", type=Path, help="a text in UTF-8, a sentence or paragraph a line")
+    make.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="a text in UTF-8, with spaces between its words, a sentence or paragraph a line",
+    )
     make.add_argument(
         "--out", metavar="DIR", type=Path, help="the folder to make (default: FILE's name without its ending, here)"
     )
@@ -32,9 +37,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         type=not_negative_int,
         default=10_000,
         metavar="N",
-        help="words to keep, <unk> for all others and <eos> among them; 0: every word (default: %(default)s)",
+        help="its largest size, <unk> and <eos> included; 0: every word (default: %(default)s)",
     )
-    make.add_argument("--keep-case", action="store_true", help="do not make all letters small")
+    make.add_argument("--keep-case", action="store_true", help="keep capital letters (default: all lower case)")
     info = actions.add_parser("info", help="tokens, vocabulary and unknown words of a corpus")
     info.add_argument("name", metavar="NAME", help="a known corpus, or any name with --data")
     info.add_argument("--data", metavar="DIR", help="the folder with train.txt, valid.txt and test.txt")

@@ -118,10 +118,11 @@ def _dry_run(config: "Config", arguments: argparse.Namespace) -> int:
         "on a CPU, beside Python and PyTorch",
     ]
     if arguments.time:
-        epoch_s, epochs = cost["updates_per_epoch"] * cost["update_s"], config.train.epochs
+        steps = len(corpus.tokens["train"]) / config.train.batch
+        epoch_s, epochs = cost["update_s"] * steps / config.train.bptt, config.train.epochs
         lines += [
             f"time                {cost['update_s']:.3g} s an update, about {duration(epoch_s)} an epoch and "
-            f"{duration(epochs * epoch_s)} for {epochs:,}, without validations; one worker, {cost['device']}"
+            f"{duration(epochs * epoch_s)} for {epochs:,} epochs, without validations; one worker, {cost['device']}"
         ]
     print_result({"configuration": msgspec.to_builtins(config)} | cost, lines, as_json=arguments.json)
     return 0

@@ -1,7 +1,7 @@
 """The King James Bible as a corpus that needs no download: a small text for first runs, tests and lessons.
 
-Text: one verse a line, in the order of the books; lower case; words (with inner hyphens and apostrophes) and
-punctuation marks are tokens. The brackets around words that the translators supplied are left out, the words stay.
+Text: one verse a line, in the order of the books; its tokens are those of ``make``. The brackets around words that the
+translators supplied are left out, the words stay.
 
 Split: whole chapters. All 1,189 chapters in order are cut into runs of four; of every twenty runs the tenth goes to
 valid and the twentieth to test, so each takes 5% from every part of the book, in pieces that train has not seen.
@@ -10,12 +10,12 @@ Vocabulary: 10,000 types: ``<eos>``, ``<unk>``, and the 9,998 most frequent of t
 appear); every other word is ``<unk>``. The same package gives the same bytes each time.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
+from highrank.data.make import words_of
 from highrank.data.vocabulary import UNKNOWN
 from highrank.errors import UserError
 from highrank.files import install_folder, temporary_folder
@@ -28,7 +28,6 @@ CHAPTERS = 1_189
 CHAPTERS_IN_RUN = 4
 RUNS_IN_ROUND = 20
 VALID_RUN, TEST_RUN = 9, 19
-TOKEN = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
 # Brackets mark supplied words; pilcrows, which some editions have, mark paragraphs. Neither is text.
 CLEANED = str.maketrans({"[": None, "]": None, "¶": None, "’": "'"})
 
@@ -68,4 +67,4 @@ def _chapters() -> Iterator[list[list[str]]]:
     bible = pythonbible.get_bible(pythonbible.Version.KING_JAMES, "plain_text_readers")
     # A verse's number is book * 1,000,000 + chapter * 1,000 + verse.
     for _, verses in groupby(sorted(bible.get_verse_ids()), key=lambda verse: verse // 1000):
-        yield [TOKEN.findall(bible.get_scripture(verse).translate(CLEANED).lower()) for verse in verses]
+        yield [words_of(bible.get_scripture(verse).translate(CLEANED)) for verse in verses]

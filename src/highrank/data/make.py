@@ -1,12 +1,14 @@
-"""A corpus from a text in one file.
+"""A corpus from a text in one file, in a language with spaces between its words.
 
 Text: lines that are not blank, in their order; lower case unless its case is kept; letters in Unicode's composed form.
-Tokens are words (with the accents and vowel signs of their letters), every other character, and ``<unk>``.
+
+Tokens: words, with the accents and vowel signs of their letters and with apostrophes and hyphens inside; numbers, with
+their points and commas; every other character; and ``<unk>``.
 
 Split: the first nine tenths of the lines are train, half of the rest each valid and test.
 
-Vocabulary: ``<eos>``, ``<unk>``, and the most frequent words of train (at equal counts, the first to appear); every
-other word is ``<unk>``.
+Vocabulary: ``<eos>``, ``<unk>``, and the most frequent words of train (at equal counts, the first to appear) that occur
+in it more than once, or nothing would say what may stand for an ``<unk>``; every other word is ``<unk>``.
 """
 
 import re
@@ -28,6 +30,8 @@ __all__ = ["make_corpus", "words_of"]
 
 FEWEST_LINES = 20
 LONGEST_LINE_BYTES = 1 << 20
+# Marks of byte order and soft hyphens are no text; a space of no width is one; underscores are no letters.
+CLEANED = str.maketrans({"\ufeff": None, "\u00ad": None, "\u200b": " ", "_": " _ "})
 
 
 def make_corpus(
@@ -40,14 +44,15 @@ def make_corpus(
 ) -> Path:
     """Write train.txt, valid.txt and test.txt into the new folder ``target`` and return it.
 
-    ``vocabulary_size`` counts ``<eos>`` and ``<unk>``; 0 keeps every word. The text is read three times, a line at a
-    time. Raises UserError, one line: no such text, one that is not UTF-8 or has too few lines or too long ones, or a
+    ``vocabulary_size``: at most so many words, ``<eos>`` and ``<unk>`` included; 0 keeps every word. The text is read
+    two or three times, a line at a time.
+    Raises UserError, one line: no such text, one that is not UTF-8 or has too few lines or too long ones, or a
     ``target`` that is there or cannot be written.
     """
     if vocabulary_size < 0 or vocabulary_size in (1, 2):
         raise UserError(f"the vocabulary: expected 3 words or more, or 0 for all, got {vocabulary_size}", exit_code=2)
     file_size(source)
-    taken = UserError(f"{target}: exists already; choose another folder for the corpus")
+    taken = UserError(f"{target}: exists already; give another folder with --out")
     if not is_free(target):
         raise taken
     count = sum(1 for _ in _lines(source))
@@ -63,20 +68,20 @@ def make_corpus(
             yield words_of(line, keep_case=keep_case)
 
     train = count * 9 // 10
-    ends = {"train": train, "valid": train + (count - train) // 2, "test": count}
-    counts = Counter(word for words in islice(sentences("counting"), train) for word in words)
-    del counts[UNKNOWN]
-    kept = {word for word, _ in counts.most_common(vocabulary_size - 2 if vocabulary_size else None)}
+    lengths = {"train": train, "valid": (count - train) // 2, "test": None}
+    known: set[str] | None = None
+    if vocabulary_size:
+        counts = Counter(word for words in islice(sentences("counting"), train) for word in words)
+        del counts[UNKNOWN]
+        known = {word for word, times in counts.most_common(vocabulary_size - 2) if times > 1}
     try:
         with temporary_folder(target.parent) as folder:
-            written, done = sentences("cutting"), 0
-            for split, end in ends.items():
+            rest = sentences("cutting")
+            for split, length in lengths.items():
                 with (folder / f"{split}.txt").open("w", encoding="utf-8", newline="\n") as file:
-                    for words in islice(written, end - done):
-                        # Without a vocabulary to keep to, words that train has not are words too.
-                        known = words if not vocabulary_size else (word if word in kept else UNKNOWN for word in words)
-                        file.write(" ".join(known) + "\n")
-                done = end
+                    for words in islice(rest, length):
+                        kept = words if known is None else [word if word in known else UNKNOWN for word in words]
+                        file.write(" ".join(kept) + "\n")
             if not install_folder(folder, target):
                 raise taken
     except OSError as error:
@@ -86,7 +91,7 @@ def make_corpus(
 
 def words_of(line: str, *, keep_case: bool = False) -> list[str]:
     """The tokens of a line of text, without its end."""
-    text = line if keep_case else line.lower()
+    text = (line if keep_case else line.lower()).translate(CLEANED)
     return _token().findall(unicodedata.normalize("NFC", text))  # a letter and its accent can be written in two ways
 
 
@@ -94,7 +99,8 @@ def words_of(line: str, *, keep_case: bool = False) -> list[str]:
 def _token() -> re.Pattern[str]:
     marks = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c).startswith("M"))
     marks += "\u200c\u200d"  # joiners, inside words of Persian and of Indian languages
-    return re.compile(rf"{UNKNOWN}|\w[\w{marks}]*|\S[{marks}]*")
+    word = rf"\w[\w{marks}]*"
+    return re.compile(rf"{UNKNOWN}|{word}(?:(?:['’-]|(?<=\d)[.,](?=\d)){word})*|\S[{marks}]*")
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -115,7 +121,7 @@ def _lines(path: Path) -> Iterator[str]:
                     raise UserError(
                         f"{path} is not UTF-8 text: line {number}, byte {error.start} of it; convert it to UTF-8"
                     ) from error
-                if line.strip():
+                if line.translate(CLEANED).strip():
                     yield line
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -47,8 +47,9 @@ class LanguageModel(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """Numbers that are learned; tied ones count once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Numbers that are learned; tied ones count once. Without the past decoder's, which predict nothing."""
+        named = self.named_parameters()
+        return sum(parameter.numel() for name, parameter in named if not name.startswith("past_decoder."))
 
     def initial_state(self, batch: int) -> State:
         return self.backbone.initial_state(batch)

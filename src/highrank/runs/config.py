@@ -119,7 +119,7 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     alpha: Annotated[NotNegative, Says("weight of the activation penalty: mean square of the dropped output")] = 2.0
     beta: Annotated[NotNegative, Says("weight of the temporal one: mean square of its change in a step")] = 1.0
     past_decode: Annotated[
-        NotNegative, Says("weight of guessing the last word that was read from the prediction of the next; 0: not done")
+        NotNegative, Says("weight of past decode regularisation: the last word read, told from what is to come; 0: off")
     ] = 0.0
     nonmono: Annotated[
         Count, Says("averaging starts when a validation loss is above the best of all but the last so many")
@@ -194,6 +194,11 @@ class Config(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise ValueError(
                 f"train.cuda_graphs: records updates of one pass, got a train.micro_batch of {train.micro_batch} "
                 f"of {train.batch} columns"
+            )
+        if train.past_decode and train.min_posterior:
+            raise ValueError(
+                "train.min_posterior: expected 0 with train.past_decode, which leaves out no posterior, "
+                f"got {train.min_posterior}"
             )
         if train.recurrence == "triton" and train.precision != "bfloat16":
             raise ValueError(f"train.recurrence: triton needs train.precision bfloat16, got {train.precision}")

@@ -3,11 +3,13 @@
 from itertools import pairwise
 from typing import Any
 
+import torch
+
 from highrank.data import Corpus
 from highrank.data.batches import segment_length
 from highrank.ops import LossOptions
 from highrank.random import derived_seed
-from highrank.runs.build import parameter_count
+from highrank.runs.build import build_model
 from highrank.runs.config import Config, TrainSection
 
 __all__ = ["estimate"]
@@ -27,14 +29,16 @@ def estimate(config: Config, corpus: Corpus) -> dict[str, Any]:
     allocator's slack, which may be a fifth more, nor what a validation computes where that is more than a step.
     """
     train, vocab_size = config.train, len(corpus.vocabulary)
-    parameters = parameter_count(config, vocab_size)
+    with torch.device("meta"):
+        model = build_model(config, vocab_size)
+    trained = sum(parameter.numel() for parameter in model.parameters())  # of a past decoder, too
     # Gradients of several micro-batches are summed in float64.
-    held_bytes = (2 + 2 * (train.batch > config.micro_batch)) * FLOAT_BYTES * parameters
+    held_bytes = (2 + 2 * (train.batch > config.micro_batch)) * FLOAT_BYTES * trained
     # The mean gradient and the mean squared one: RMSProp is AdamW without momentum, and has both too.
-    optimizer_bytes = 0 if train.optimizer == "sgd" else 2 * FLOAT_BYTES * parameters
-    step_bytes = _step_bytes(config, vocab_size, parameters)
+    optimizer_bytes = 0 if train.optimizer == "sgd" else 2 * FLOAT_BYTES * trained
+    step_bytes = _step_bytes(config, vocab_size, trained)
     return {
-        "parameters": parameters,
+        "parameters": model.num_parameters,
         "vocabulary": vocab_size,
         "updates_per_epoch": _updates_of_first_epoch(train, len(corpus.tokens["train"])),
         "memory_bytes": {
@@ -52,9 +56,10 @@ def _step_bytes(config: Config, vocab_size: int, parameters: int) -> int:
     model, train = config.model, config.train
     tokens = (train.bptt + train.max_length_delta) * config.micro_batch
     components = 1 if model.head == "softmax" else model.num_components
+    softmaxes = model.num_components if model.head == "mixture-of-softmaxes" else 1
     embedding = vocab_size * model.embedding_features  # what its gradient has, too
     room = LossOptions().block_bytes_for("cpu", vocab_size, model.embedding_features) // FLOAT_BYTES
-    logits = min(room, tokens * components * vocab_size)
+    logits = min(room, tokens * softmaxes * vocab_size)
     widths = [*[model.hidden_features] * (model.num_layers - 1), model.last_hidden_features]
     looked_up = needed = 2 * tokens * model.embedding_features
     layers = []
@@ -65,7 +70,7 @@ def _step_bytes(config: Config, vocab_size: int, parameters: int) -> int:
         layers.append((needed, 4 * width * (before + width), 4 * width * max(before, width)))
     contexts = tokens * components * model.embedding_features
     if train.past_decode:  # p, its logarithm, and the gradients of both; or the walk back, block by block
-        predicted, blocks = tokens * vocab_size, 2 * logits + (logits // components if components > 1 else 0)
+        predicted, blocks = tokens * vocab_size, 2 * logits + (logits // softmaxes if softmaxes > 1 else 0)
         peaks = [needed + 2 * contexts + 2 * embedding + 2 * predicted + max(2 * predicted, blocks)]
     else:  # of a context: after tanh, after dropout, and its gradient
         peaks = [needed + 3 * contexts + embedding + logits]

@@ -113,6 +113,11 @@ def import_original(
         )
     values, recipe = _settings(sizes, name)
     config = parse_config(values, source=str(file), overrides=overrides)
+    if config.train.past_decode:
+        raise UserError(
+            f"--set: expected a train.past_decode of 0, got {config.train.past_decode}: {file} has no past decoder",
+            exit_code=2,
+        )
     corpus = load_corpus(find_corpus(config.data.corpus, data), name=config.data.corpus)
     if len(corpus.vocabulary) != sizes.vocab_size:
         raise UserError(

@@ -149,11 +149,15 @@ def cannot_go_on(run: Path, stage: str, records: Sequence[Mapping[str, Any]]) ->
 
 
 def model_size(path: Path) -> int:
-    """How many parameters the model in ``path`` has, from the head of the file. Raises UserError if that is damaged."""
+    """How many parameters the model in ``path`` has, from the head of the file. Raises UserError if that is damaged.
+
+    As ``LanguageModel.num_parameters``, without the past decoder's.
+    """
     try:
         check_safetensors_header(path)
         with safetensors.safe_open(path, framework="np") as file:
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
+            names = [name for name in file.keys() if not name.startswith("past_decoder.")]  # noqa: SIM118 - no mapping
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
 

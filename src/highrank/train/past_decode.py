@@ -21,7 +21,9 @@ def predict_and_decode_past(model: LanguageModel, segment: Segment, state: State
     a moment, (T, B, V) each, and there is no posterior filter.
     """
     if model.past_decoder is None:
-        raise ValueError("model: expected one with a past_decoder")
+        raise ValueError(
+            "model: expected one with a past_decoder, as build_model makes it, got one for prediction only"
+        )
     output = model.backbone(segment.tokens, state)
     log_prob = model.head.log_prob(output.hidden)
     loss = nn.functional.nll_loss(log_prob.flatten(0, 1), segment.target.flatten())

@@ -19,10 +19,10 @@ MOST_UPDATES, ENOUGH_S = 9, 10.0
 
 
 def time_updates(config: Config, corpus: Corpus, device: torch.device, *, display: Display = SILENT) -> float:
-    """Seconds an update of ``train.bptt`` steps takes one worker on ``device``: the median of a few.
+    """Seconds an update of ``train.bptt`` steps takes one worker on ``device``: the median of up to nine.
 
-    Of a model that has just begun, with averaged weights if the recipe comes to have them. It takes some ten seconds,
-    or two updates and one, and the memory of training.
+    Of a model that has just begun, with averaged weights if ``train.average_from`` says when. Two more updates come
+    first, and none after the one that ends beyond ten seconds. It takes the memory of training.
     """
     train = config.train
     columns = training_columns(config, corpus)
