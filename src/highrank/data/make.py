@@ -17,7 +17,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 from highrank.data.vocabulary import UNKNOWN
@@ -97,9 +97,13 @@ def words_of(line: str, *, keep_case: bool = False) -> list[str]:
 
 @cache
 def _token() -> re.Pattern[str]:
-    marks = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c).startswith("M"))
-    marks += "\u200c\u200d"  # joiners, inside words of Persian and of Indian languages
-    word = rf"\w[\w{marks}]*"
+    # Joiners stand inside words of Persian and of Indian languages.
+    inside = [
+        c in "\u200c\u200d" or unicodedata.category(c).startswith("M") for c in map(chr, range(sys.maxunicode + 1))
+    ]
+    runs = (list(run) for is_inside, run in groupby(range(len(inside)), inside.__getitem__) if is_inside)
+    marks = "".join(f"{chr(run[0])}-{chr(run[-1])}" for run in runs)  # ranges: a third of the time of single characters
+    word = rf"\w+(?:[{marks}]+\w*)*"
     return re.compile(rf"{UNKNOWN}|{word}(?:(?:['’-]|(?<=\d)[.,](?=\d)){word})*|\S[{marks}]*")
 
 
