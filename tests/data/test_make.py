@@ -114,6 +114,7 @@ def test_texts_that_cannot_be_cut(content: bytes, words: str, tmp_path: Path) ->
 def test_files_and_folders_that_will_not_do(small_text: Path, tmp_path: Path) -> None:
     text = small_text / "train.txt"
     one_line(here("data", "make", tmp_path / "none.txt"), "no such file", codes=(1,))
+    one_line(here("train", "kjv-demo", "--data", text), f"`highrank data make {text}` makes one", codes=(1,))
     one_line(here("data", "make", tmp_path), "expected a plain file, got a folder", codes=(1,))
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine").write_text("keep")

@@ -215,6 +215,8 @@ def find_corpus(name: str, data: str | Path | None = None, *, display: Display =
     """
     if data is not None:
         folder = Path(data).expanduser()
+        if folder.is_file():
+            raise UserError(f"--data {data} is not a folder: `highrank data make {data}` makes one of a text")
         if not folder.is_dir():
             raise UserError(f"--data {data} is not a folder: it should hold train.txt, valid.txt and test.txt")
         return folder
