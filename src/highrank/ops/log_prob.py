@@ -71,7 +71,8 @@ def _log_prob(
             logits_sKV.sub_(logits_sKV.amax(dim=2, keepdim=True))
             # log pi_k - lse_k is one number a row, so the components are joined by one logsumexp over K.
             shift_sK1 = log_prior_NK[some].unsqueeze(2) - logits_sKV.exp().sum(dim=2, keepdim=True).log_()
-            log_prob_NV[some] = logits_sKV.add_(shift_sK1).logsumexp(dim=1)
+            joint_sKV = logits_sKV.add_(shift_sK1)
+            log_prob_NV[some] = joint_sKV.squeeze(1) if components == 1 else joint_sKV.logsumexp(dim=1)
     return log_prob_NV
 
 
