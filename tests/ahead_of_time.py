@@ -48,17 +48,19 @@ def binary(
     """``types``: of the other arguments, in their order; ``aligned``: which of them are multiples of 16."""
     import triton as compiler
     from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
     from triton.compiler import ASTSource
 
     divisible = {(list(types).index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(kernel, dict(types) | dict.fromkeys(constants, "constexpr"), dict(constants), divisible)
-    made = compiler.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    options = {"num_warps": warps, "enable_fp_fusion": True}
+    made = compiler.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = made.asm["ptx"]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
         gpu = re.findall(r"^\.target (\w+)", ptx, re.MULTILINE)[0]
-        ptxas = [compiler.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={gpu}", file.name, "-o", os.devnull]
+        ptxas = [get_ptxas(capability).path, "-v", f"--gpu-name={gpu}", file.name, "-o", os.devnull]
         log = subprocess.run(ptxas, check=True, capture_output=True, text=True).stderr
     spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     registers = re.search(r"Used (\d+) registers", log)
