@@ -73,6 +73,8 @@ def step_table() -> str:
                 ]
             )
         note = f", {device['note']}" if "note" in device else ""
+        if "page_fault_s" in device:
+            note = f", page faults of {1e6 * device['page_fault_s']:.1f} us"
         head = ["step", "s", "20% to 80%", "peak MiB", "times faster", "of the memory"]
         title = f"`{found['recipe']}`, {device['gpu'] or device['cpu']}{note}"
         tables.append(_titled(title, file, table(head, rows, numbers=range(1, 6))))

@@ -51,6 +51,16 @@ def not_ended(run: Path, stage: str) -> None:
     (run / "results.json").unlink()
 
 
+@pytest.mark.parametrize("command", ["train", "run"])
+def test_the_text_need_not_be_said_again(command: str, run: Path) -> None:
+    not_ended(run, "train")
+    done = here(command, RECIPE, *setting(*SETTINGS), "--out", run, "--device", "cpu", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "resuming train" in done.stderr
+    other = here(command, RECIPE, "--out", run.parent / "other", "--device", "cpu", "--resume")
+    one_line(other, "the corpus 'small-text' was not found", codes=(1,))
+
+
 def test_settings_of_a_training_at_its_end_stay(run: Path, resumed: Callable[..., Done]) -> None:
     before = (run / "config.toml").read_bytes()
     done = resumed("train", "train.lr=7", "train.clip=0.5")

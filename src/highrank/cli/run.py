@@ -12,7 +12,7 @@ from highrank.cli.options import (
     add_workers_options,
 )
 from highrank.cli.output import add_json_option, print_result
-from highrank.cli.train import read_recipe
+from highrank.cli.train import read_recipe, text_for
 
 __all__ = ["add_parser", "run"]
 
@@ -46,12 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     from highrank.report import summary_lines, summary_rows
     from highrank.runs import at_work, load
-    from highrank.train import corpus_for, finetune, open_or_create, train
+    from highrank.train import finetune, open_or_create, train
 
     config, out = read_recipe(arguments)
     with machine(arguments) as where, interruptible(where) as ending, ExitStack() as held:
         workers = where.workers
-        corpus = corpus_for(config, arguments.data, display=where.display)
+        corpus = text_for(config, out, arguments, where.display)
         folder = workers.first(
             lambda: open_or_create(
                 out,

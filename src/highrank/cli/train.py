@@ -18,9 +18,10 @@ from highrank.errors import UserError
 
 if TYPE_CHECKING:
     from highrank.data import Corpus
+    from highrank.progress import Display
     from highrank.runs import Config
 
-__all__ = ["add_parser", "best_lines", "read_recipe", "run"]
+__all__ = ["add_parser", "best_lines", "read_recipe", "run", "text_for"]
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -48,10 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--time: goes with --dry-run; training tells its own time", exit_code=2)
 
     from highrank.cli.stage import interruptible, machine
-    from highrank.train import corpus_for, open_or_create, train
+    from highrank.train import open_or_create, train
 
     with machine(arguments) as where:
-        corpus = corpus_for(config, arguments.data, display=where.display)
+        corpus = text_for(config, out, arguments, where.display)
         run_folder = where.workers.first(
             lambda: open_or_create(
                 out,
@@ -79,6 +80,17 @@ def read_recipe(arguments: argparse.Namespace) -> tuple["Config", Path]:
 
     path = find_recipe(arguments.recipe)
     return read_config(path, overrides=arguments.overrides), arguments.out or Path("runs") / path.stem
+
+
+def text_for(config: "Config", out: Path, arguments: argparse.Namespace, display: "Display") -> "Corpus":
+    """The text to train on: with ``--resume``, where ``--data`` says nothing, that of the run."""
+    from highrank.files import is_free
+    from highrank.runs import RunFolder
+    from highrank.train import corpus_for, corpus_of
+
+    if arguments.resume and arguments.data is None and not is_free(out):
+        return corpus_of(RunFolder.open(out), None, display=display)
+    return corpus_for(config, arguments.data, display=display)
 
 
 def best_lines(what: str, figures: dict[str, Any]) -> Iterator[str]:

@@ -22,7 +22,8 @@ def time_updates(config: Config, corpus: Corpus, device: torch.device, *, displa
     """Seconds an update of ``train.bptt`` steps takes one worker on ``device``: the median of up to nine.
 
     Of a model that has just begun, with averaged weights if ``train.average_from`` says when. Two more updates come
-    first, and none after the one that ends beyond ten seconds. It takes the memory of training.
+    first, untimed; once the timed ones add up to more than ten seconds no other follows. It takes the memory of
+    training.
     """
     train = config.train
     columns = training_columns(config, corpus)
