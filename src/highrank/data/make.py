@@ -55,7 +55,9 @@ def make_corpus(
     taken = UserError(f"{target}: exists already; give another folder with --out")
     if not is_free(target):
         raise taken
-    count = sum(1 for _ in _lines(source))
+    count = 0
+    for count, _ in enumerate(_lines(source), start=1):
+        display.progress(f"reading {source.name}", count, None, unit="lines")
     if count < FEWEST_LINES:
         raise UserError(
             f"{source}: expected at least {FEWEST_LINES} lines with text, to be cut into three parts, got {count}; put "
