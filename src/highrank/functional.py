@@ -59,7 +59,7 @@ def mixture_cross_entropy(
     Memory beside inputs and gradients: a block of ``options.block_bytes``, copies of its contexts, and O(tokens * K).
     Where sums have a longer dtype than the inputs (half precision) also the sum of the weight's gradient in it, and for
     ``chunked`` parts of the block and of that gradient (see ``LossOptions``); for ``triton`` a copy of a weight that
-    has a bias or sizes that are not round. For mean and sum the gradients are held from forward to backward, which
+    has a bias or sizes that are not round, and once in a process some rows of logits. For mean and sum the gradients are held from forward to backward, which
     scales them in place, or a copy if the graph is kept; for none, and always in float16, whose range a sum of
     gradients can leave before it is scaled, only the inputs are, and backward walks again.
     Gradients are exact for every reduction (within rounding: see ``LossOptions.min_posterior``); a second derivative

@@ -1,6 +1,10 @@
 """The loss on a CUDA device: the same numbers as on the CPU, no worse than the naive formula, the same bits twice."""
 
+import os
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +84,31 @@ def test_the_kernels_compile_without_a_graph_break(reduction: str) -> None:
         value = function(*leaves)
         found.append([value, *torch.autograd.grad(value, leaves, problem.upstream[reduction])])
     torch.testing.assert_close(found[1], found[0])
+
+
+WITHOUT_A_COMPILER = """
+import torch
+import highrank
+torch.manual_seed(1)
+context, weight = (torch.randn(size, device="cuda", requires_grad=True) for size in [(40, 3, 16), (1000, 16)])
+prior_logits, target = torch.randn(40, 3, device="cuda"), torch.randint(1000, (40,), device="cuda")
+found = []
+for implementation in ("auto", "chunked", "auto"):
+    loss = highrank.mixture_cross_entropy(context, prior_logits, weight, target, implementation=implementation)
+    found.append([loss, *torch.autograd.grad(loss, (context, weight))])
+assert all(a.equal(b) and c.equal(b) for a, b, c in zip(*found))
+"""
+
+
+@compiled
+def test_without_a_c_compiler_plain_pytorch_takes_the_kernels_place(tmp_path: Path) -> None:
+    nowhere = {"CC": str(tmp_path / "no-compiler"), "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | nowhere
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_A_COMPILER], capture_output=True, text=True, timeout=180, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the loss's kernels fail on cuda:0, plain PyTorch takes their place") == 1, done.stderr
 
 
 @every_fused

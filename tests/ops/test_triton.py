@@ -8,14 +8,18 @@ import math
 import re
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from highrank.ops import choose, triton
+from highrank.ops import Settings, choose, operator, triton
+from highrank.ops.operator import fused_loss
 from tests.ahead_of_time import NO_TRITON, binary, can_compile, interpreted, reports
 from tests.parity import make_problem
 
@@ -188,9 +192,109 @@ def test_a_gpu_must_be_of_the_right_kind(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
     answer = triton.cannot_run(torch.device(device))
     assert answer is None if reason is None else re.search(reason, answer or "")
-    assert choose("auto", torch.device(device)) is choose(
-        "triton" if reason is None else "chunked", torch.device(device)
-    )
+    ours = choose("auto", torch.device(device))
+    if reason is None:  # by name: whether the kernels work is only known when they have been tried
+        assert ours.keywords == {"implementation": "auto"}
+    else:
+        assert ours is choose("chunked", torch.device(device))
+
+
+# Where it fails -------------------------------------------------------------------------------------------------------
+
+
+class Misled:
+    """The kernel, whose results somebody changes afterwards."""
+
+    def __init__(self, kernel: Any, change: Callable[[Tensor, Tensor], object]) -> None:
+        self.kernel, self.change = kernel, change
+
+    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+        def launch(logits: Tensor, target: Tensor, log_prob: Tensor, *others: Any, **constants: Any) -> None:
+            self.kernel[grid](logits, target, log_prob, *others, **constants)
+            self.change(logits, log_prob)
+
+        return launch
+
+
+WRONG = {
+    "one log-probability": lambda logits, log_prob: log_prob[3].add_(0.5),
+    "log-probabilities that are no numbers": lambda logits, log_prob: log_prob.fill_(math.nan),
+    "a gradient": lambda logits, log_prob: logits[2, 7].add_(0.5),
+    "gradients that are no numbers": lambda logits, log_prob: logits.fill_(math.nan),
+}
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the process had just begun."""
+    from highrank.ops import table, triton_kernels
+
+    monkeypatch.setattr(table, "_GIVEN_UP", set())
+    monkeypatch.setattr(triton_kernels, "_CHECKED", set())
+
+
+@interpreted
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("what", WRONG)
+def test_a_binary_that_gives_wrong_numbers_is_found_at_its_first_launch(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from highrank.ops import triton_kernels
+
+    problem = make_problem(5, components=3, dtype=torch.float32)
+    problem.weight.requires_grad_()
+    right = triton_kernels.target_log_prob_kernel
+    monkeypatch.setattr(triton_kernels, "target_log_prob_kernel", Misled(right, WRONG[what]))
+    with pytest.raises(RuntimeError, match=r"log-probability of .* where PyTorch has|gradient is wrong"):
+        problem.loss(implementation="triton")
+    monkeypatch.setattr(triton_kernels, "target_log_prob_kernel", right)
+    problem.loss(implementation="triton").backward()
+
+
+@interpreted
+@pytest.mark.usefixtures("fresh")
+def test_where_the_kernels_fail_auto_takes_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem(5, components=3, dtype=torch.float32)
+    problem.weight.requires_grad_()
+    calls = []
+
+    def fails(*arguments: Any) -> Any:
+        calls.append(1)
+        raise RuntimeError("Failed to find C compiler")
+
+    def gradient(implementation: str) -> Tensor:
+        problem.weight.grad = None
+        settings = Settings(2**20, torch.float32, 0.0)
+        arguments = (problem.context, problem.prior_logits, problem.weight, problem.bias, problem.target)
+        fused_loss(*arguments, -100, settings, True, implementation=implementation)[0].backward()
+        assert problem.weight.grad is not None
+        return problem.weight.grad
+
+    with monkeypatch.context() as patch:
+        patch.setattr(triton, "walk", fails)
+        with pytest.warns(RuntimeWarning, match=r"fail on cpu, plain PyTorch .* RuntimeError: Failed to find C comp"):
+            assert gradient("auto").equal(gradient("chunked"))
+    with warnings.catch_warnings(action="error"):
+        assert gradient("auto").equal(gradient("chunked"))  # it has given up, and says so once
+    assert len(calls) == 1
+
+
+@interpreted
+@pytest.mark.usefixtures("fresh")
+def test_a_lack_of_memory_is_no_reason_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("all of it")
+
+    walk = triton.walk
+    monkeypatch.setattr(triton, "walk", fails)
+    with pytest.raises(torch.OutOfMemoryError, match="all of it"):
+        operator.WALKS["auto"](*[torch.zeros(1)] * 6, None, None)
+    seen = []
+    monkeypatch.setattr(triton, "walk", lambda *arguments: seen.append(1) or walk(*arguments))
+    problem = make_problem(5, components=3, dtype=torch.float32)
+    arguments = (problem.context, problem.prior_logits, problem.weight, problem.bias, problem.target)
+    fused_loss(*arguments, -100, Settings(2**20, torch.float32, 0.0), True, implementation="auto")
+    assert seen == [1]
 
 
 def test_auto_does_not_interpret() -> None:

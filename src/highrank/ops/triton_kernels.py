@@ -26,7 +26,9 @@ class Launch(NamedTuple):
 # second pass finds them: 132 processors of 2048 threads hold 2112 rows of 10,000 in half precision (42 MB) and 528 rows
 # of 33,278 (35 MB); an H100 has 50 MB of second-level cache.
 LAUNCHES = (Launch(1024, 1, 64, 1), Launch(16_384, 1, 256, 4), Launch(2**31 - 1, 1, 512, 16))
+CHECKED_ROWS = 8
 INTERPRETED = Launch(2**31 - 1, 64, 256, 1)  # the interpreter takes its time by the operation, not by the number
+_CHECKED: set[tuple[object, ...]] = set()  # the binaries that have given right numbers in this process
 
 # A running maximum cannot start at -inf: where nothing larger comes, the difference of two infinities would be NaN.
 LOWEST: tl.constexpr = tl.constexpr(torch.finfo(torch.float32).min)
@@ -90,9 +92,13 @@ def target_log_prob(logits_RU: Tensor, target_N: Tensor, dtype: torch.dtype, gra
     """log_softmax(logits)[target] of each row (R), computed in ``dtype``. R = N * K: K rows share a target.
 
     With ``gradient`` the logits become softmax(logits) - onehot(target). U must be a multiple of 16, so that every read
-    and write is of 16 bytes: logits that are only there to fill a row are -inf.
+    and write is of 16 bytes: logits that are only there to fill a row are -inf. What a binary's first launch gives is
+    compared with PyTorch's: RuntimeError if it is something else.
     """
     rows, columns = logits_RU.shape
+    binary = (logits_RU.device, logits_RU.dtype, dtype, columns, gradient)
+    checked = binary in _CHECKED or (logits_RU.is_cuda and torch.cuda.is_current_stream_capturing())
+    given_rU = None if checked else logits_RU[:CHECKED_ROWS].to(dtype, copy=True)
     log_prob_R = logits_RU.new_empty(rows, dtype=dtype)
     launch = next(launch for launch in LAUNCHES if columns <= launch.columns)
     if triton.knobs.runtime.interpret:
@@ -112,4 +118,23 @@ def target_log_prob(logits_RU: Tensor, target_N: Tensor, dtype: torch.dtype, gra
             num_warps=launch.warps,
             enable_fp_fusion=True,  # a product and a sum in one instruction, as by default up to Triton 3.9
         )
+    if given_rU is not None:
+        _check(given_rU, target_N, log_prob_R, logits_RU if gradient else None)
+        _CHECKED.add(binary)
     return log_prob_R
+
+
+def _check(given_rU: Tensor, target_N: Tensor, log_prob_R: Tensor, gradient_RU: Tensor | None) -> None:
+    """Of the first rows (r): not how exact they are, which is for tests, but whether they are what they should be."""
+    rows, components, tolerance = len(given_rU), len(log_prob_R) // len(target_N), 0.01
+    target_r1 = target_N[: triton.cdiv(rows, components)].repeat_interleave(components)[:rows].unsqueeze(1)
+    all_rU = torch.log_softmax(given_rU, 1)
+    expected_r, found_r = all_rU.gather(1, target_r1).squeeze(1), log_prob_R[:rows]
+    right_r = (found_r - expected_r).abs() <= tolerance * (1 + expected_r.abs())
+    if gradient_RU is not None:
+        expected_rU = all_rU.exp_().scatter_add_(1, target_r1, torch.full_like(target_r1, -1, dtype=all_rU.dtype))
+        right_r &= expected_rU.sub_(gradient_RU[:rows]).abs_().amax(1) <= tolerance
+    wrong_r = ~right_r & expected_r.isfinite()  # where it is not, nor is the input: that is for the caller to see
+    if bool(wrong_r.any()):
+        found, expected = float(found_r[wrong_r][0]), float(expected_r[wrong_r][0])
+        raise RuntimeError(f"a log-probability of {found:g} where PyTorch has {expected:g}, or its gradient is wrong")
