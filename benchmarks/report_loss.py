@@ -189,6 +189,40 @@ def small(device: str, found: dict[str, Any]) -> list[str]:
     ]
 
 
+def smoothed(device: str, found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"## Smoothed labels on a {DEVICES[device]}",
+        "",
+        f"`label_smoothing={found['label_smoothing']}` beside plain labels, the same loss from all log-probabilities, and "
+        f"the textbook's formula, in turn. Float32, forward and backward; memory beside inputs and gradients. "
+        f"PyTorch's `F.linear_cross_entropy` does not cut into chunks with smoothed labels, and takes what "
+        f"`cross_entropy(linear)` does. {where(found)}.",
+        "",
+    ]
+    for name, result in found["results"].items():
+        size, times = result["size"], result["times"]
+        plain = times["plain labels"]["median_s"]
+        lines += [
+            f"**{name}**: N = {size['tokens']:,}, K = {size['components']}, D = {size['features']}, "
+            f"V = {size['classes']:,}.",
+            "",
+            *table(
+                ["", "ms", "p20 - p80", "time / plain labels", "MiB"],
+                [
+                    [
+                        candidate,
+                        f"{1000 * seconds['median_s']:,.1f}",
+                        f"{1000 * seconds['p20_s']:,.1f} - {1000 * seconds['p80_s']:,.1f}",
+                        f"{seconds['median_s'] / plain:.2f}",
+                        f"{result['working_bytes'][candidate] / 2**20:,.0f}",
+                    ]
+                    for candidate, seconds in times.items()
+                ],
+            ),
+        ]
+    return lines
+
+
 def posterior_filter(measured: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## The posterior filter",
@@ -260,6 +294,7 @@ PARTS = {
     "bench_loss_memory": memory,
     "bench_loss_growth": growth,
     "bench_small_calls": small,
+    "bench_label_smoothing": smoothed,
 }
 
 

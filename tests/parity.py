@@ -33,20 +33,22 @@ class Problem:
     target: Tensor
     ignore_index: int = -100
     upstream: dict[str, Tensor] = field(default_factory=dict)
+    label_smoothing: float = 0.0
 
     def to(self, dtype: torch.dtype) -> "Problem":
         """The same numbers, rounded to ``dtype`` where it is shorter."""
         context, prior_logits, weight = (x.to(dtype) for x in (self.context, self.prior_logits, self.weight))
         bias = None if self.bias is None else self.bias.to(dtype)
         upstream = {name: x.to(dtype) for name, x in self.upstream.items()}
-        return Problem(context, prior_logits, weight, bias, self.target, self.ignore_index, upstream)
+        inputs = (context, prior_logits, weight, bias, self.target)
+        return Problem(*inputs, self.ignore_index, upstream, self.label_smoothing)
 
     def on(self, device: str) -> "Problem":
         """The same numbers there."""
         bias = None if self.bias is None else self.bias.to(device)
         inputs = (self.context.to(device), self.prior_logits.to(device), self.weight.to(device), bias)
         upstream = {name: x.to(device) for name, x in self.upstream.items()}
-        return Problem(*inputs, self.target.to(device), self.ignore_index, upstream)
+        return Problem(*inputs, self.target.to(device), self.ignore_index, upstream, self.label_smoothing)
 
     def loss(self, **settings: object) -> Tensor:
         return mixture_cross_entropy(
@@ -56,6 +58,7 @@ class Problem:
             self.target,
             bias=self.bias,
             ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
             **settings,  # type: ignore[arg-type]
         )
 
@@ -150,6 +153,7 @@ def solve(
         problem.target,
         bias=leaves.get("bias"),
         ignore_index=problem.ignore_index,
+        label_smoothing=problem.label_smoothing,
         reduction=reduction,
         implementation=implementation,
         options=options,

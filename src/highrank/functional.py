@@ -1,7 +1,7 @@
 """Public operations on a mixture of softmaxes: check shapes, choose an implementation, return."""
 
 from contextlib import AbstractContextManager, nullcontext
-from numbers import Integral
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -43,6 +43,7 @@ def mixture_cross_entropy(
     bias: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    label_smoothing: float = 0.0,
     implementation: str = "auto",
     options: LossOptions | None = None,
 ) -> Tensor:
@@ -55,12 +56,14 @@ def mixture_cross_entropy(
     bfloat16 or float16, one for all inputs; autocast casts them as it does those of ``linear``.
     Returns a scalar in nats, or (*) for ``reduction="none"``. ``chunked`` and ``triton`` accumulate half precision in
     float32 and return that. The mean is over the tokens that are not ``ignore_index``; as in PyTorch it is NaN if there
-    are none.
+    are none. ``label_smoothing`` is the share of the loss that is the mean over all classes of ``-log p``, as in
+    PyTorch's ``cross_entropy``; it is computed by PyTorch's operations on any device.
     Memory beside inputs and gradients: a block of ``options.block_bytes``, copies of its contexts, and O(tokens * K).
     Where sums have a longer dtype than the inputs (half precision) also the sum of the weight's gradient in it, and for
     ``chunked`` parts of the block and of that gradient (see ``LossOptions``); for ``triton`` a copy of a weight that
-    has a bias or sizes that are not round, and once in a process some rows of logits. For mean and sum the gradients are held from forward to backward, which
-    scales them in place, or a copy if the graph is kept; for none, and always in float16, whose range a sum of
+    has a bias or sizes that are not round, and once in a process some rows of logits. With ``label_smoothing`` another
+    1 + 3 / K parts of a block (see ``LossOptions``). For mean and sum the gradients are held from forward to backward,
+    which scales them in place, or a copy if the graph is kept; for none, and always in float16, whose range a sum of
     gradients can leave before it is scaled, only the inputs are, and backward walks again.
     Gradients are exact for every reduction (within rounding: see ``LossOptions.min_posterior``); a second derivative
     raises, and so do forward mode and derivatives by ``torch.func`` (only ``implementation="reference"`` has them).
@@ -68,7 +71,9 @@ def mixture_cross_entropy(
     range is looked for on the CPU only; elsewhere the fused implementations make its loss NaN.
     Source: Yang et al. 2018, section 2.2 (arXiv 1711.03953).
     """
-    loss, _ = _loss(context, prior_logits, weight, target, bias, ignore_index, reduction, implementation, options)
+    loss, _ = _loss(
+        context, prior_logits, weight, target, bias, ignore_index, reduction, label_smoothing, implementation, options
+    )
     return loss
 
 
@@ -81,6 +86,7 @@ def mixture_statistics(
     bias: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    label_smoothing: float = 0.0,
     implementation: str = "auto",
     options: LossOptions | None = None,
 ) -> MixtureStatistics:
@@ -89,7 +95,7 @@ def mixture_statistics(
     Arguments, memory and errors as there; the statistics add O(tokens * K).
     """
     loss, log_prob = _loss(
-        context, prior_logits, weight, target, bias, ignore_index, reduction, implementation, options
+        context, prior_logits, weight, target, bias, ignore_index, reduction, label_smoothing, implementation, options
     )
     _, prior_logits, _, _ = _autocast(context, prior_logits, weight, bias)
     log_prior = torch.log_softmax(prior_logits.detach().to(log_prob.dtype), dim=-1)
@@ -112,6 +118,7 @@ def _loss(
     bias: Tensor | None,
     ignore_index: int,
     reduction: str,
+    label_smoothing: float,
     implementation: str,
     options: LossOptions | None,
 ) -> tuple[Tensor, Tensor]:
@@ -131,7 +138,10 @@ def _loss(
         raise ValueError(f"ignore_index: expected a whole number, got {ignore_index!r}")
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: expected none, mean or sum, got {reduction!r}")
+    if not isinstance(label_smoothing, Real) or not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {label_smoothing!r}")
     compute = choose(implementation, context.device)
+    settings = _settings(options, context, weight, float(label_smoothing))
     target_N = target.reshape(-1)
 
     with _no_autocast(context.device.type):  # dtypes are settled: sums must not be cast down again
@@ -142,7 +152,7 @@ def _loss(
             bias,
             target_N,
             int(ignore_index),
-            _settings(options, context, weight),
+            settings,
             summed=reduction != "none",
         )
     if reduction == "mean":
@@ -166,8 +176,9 @@ def mixture_log_prob(
     """Log-probabilities of a mixture of K softmaxes, without storing (tokens, K, V).
 
     A normalised logit vector for each token: temperature, top-k and beam search work on it, and so does a loss that
-    wants all classes (distillation, a penalty on the entropy, smoothed targets). Where the target's probability is all
-    that counts, ``mixture_cross_entropy`` takes three matrix products instead of four, and no (tokens, V). Of one
+    wants all classes (distillation, a penalty on the entropy). Where the target's probability is all
+    that counts, or labels are smoothed, ``mixture_cross_entropy`` takes three matrix products instead of four, and no
+    (tokens, V). Of one
     component it is three here, too.
 
     Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V). Returns (*, V), in nats, in the accumulation
@@ -193,9 +204,15 @@ def mixture_log_prob(
     return log_prob_NV.view(*context.shape[:-2], weight.shape[0])
 
 
-def _settings(options: LossOptions | None, context: Tensor, weight: Tensor) -> Settings:
+def _settings(options: LossOptions | None, context: Tensor, weight: Tensor, label_smoothing: float = 0.0) -> Settings:
     check_options(options)
-    return (options or LossOptions()).settings(context, weight)
+    options = options or LossOptions()
+    if label_smoothing and options.min_posterior:
+        raise ValueError(
+            "options: expected a min_posterior of None or 0 with label_smoothing, which leaves out no component, "
+            f"got {options.min_posterior}"
+        )
+    return options.settings(context, weight, label_smoothing)
 
 
 def _autocast(

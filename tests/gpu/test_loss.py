@@ -24,7 +24,10 @@ LARGE = (Size(20, 15, 300, 33_278, 1.0), Size(20, 1, 512, 128_256, 1.0))
 
 @every_fused
 @pytest.mark.parametrize("components", [1, 3, 15])
-def test_the_loss_and_its_gradients_are_those_of_the_cpu(components: int, implementation: str) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_and_its_gradients_are_those_of_the_cpu(
+    components: int, implementation: str, smoothing: float
+) -> None:
     generator = torch.Generator().manual_seed(components)
     shapes = ((37, components, 20), (37, components), (501, 20), (501,))
     inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
@@ -32,7 +35,8 @@ def test_the_loss_and_its_gradients_are_those_of_the_cpu(components: int, implem
     results = []
     for device, name in (("cpu", "chunked"), ("cuda", implementation)):
         context, prior_logits, weight, bias = (t.to(device, copy=True).requires_grad_() for t in inputs)
-        loss = mixture_cross_entropy(context, prior_logits, weight, target.to(device), bias=bias, implementation=name)
+        arguments = (context, prior_logits, weight, target.to(device))
+        loss = mixture_cross_entropy(*arguments, bias=bias, label_smoothing=smoothing, implementation=name)
         (loss * 1.7).backward()
         results.append([loss, context.grad, prior_logits.grad, weight.grad, bias.grad])
     for on_cpu, on_gpu in zip(*results, strict=True):

@@ -23,12 +23,13 @@ from highrank.heads import MixtureOfSoftmaxes
 from tests.implementations import every_reduction
 from tests.parity import INPUTS, make_problem
 
-HOW = (-100, "chunked", 1000, torch.float64, 0.0)
+HOW = (-100, "chunked", 1000, torch.float64, 0.0)  # and the label smoothing
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("needs", [(True,) * 4, (True, False, True, False), (False, True, False, True), (False,) * 4])
-def test_opcheck(bias: bool, needs: tuple[bool, ...]) -> None:
+def test_opcheck(bias: bool, needs: tuple[bool, ...], smoothing: float) -> None:
     problem = make_problem(7, bias=bias)
     problem.target[2] = -100
     inputs = []
@@ -38,11 +39,11 @@ def test_opcheck(bias: bool, needs: tuple[bool, ...]) -> None:
     asked = [x is not None and x.requires_grad for x in inputs]
     token_weight = problem.upstream["none"]
     ops = torch.ops.highrank
-    torch.library.opcheck(ops.mixture_loss_sum.default, (*inputs, problem.target, *HOW, asked))
-    torch.library.opcheck(ops.mixture_losses.default, (*inputs, problem.target, *HOW))
+    torch.library.opcheck(ops.mixture_loss_sum.default, (*inputs, problem.target, *HOW, smoothing, asked))
+    torch.library.opcheck(ops.mixture_losses.default, (*inputs, problem.target, *HOW, smoothing))
     detached = [None if x is None else x.detach() for x in inputs]
     torch.library.opcheck(
-        torch.ops.highrank.mixture_gradients.default, (*detached, problem.target, *HOW, token_weight, asked)
+        ops.mixture_gradients.default, (*detached, problem.target, *HOW, smoothing, token_weight, asked)
     )
 
 

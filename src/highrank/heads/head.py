@@ -91,7 +91,15 @@ class Head(nn.Module, ABC):
             raise ValueError(f"embedding: expected shape {tuple(self.weight.shape)}, got {tuple(embedding.shape)}")
         self.weight = embedding
 
-    def forward(self, hidden: Tensor, target: Tensor, *, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         """Loss in nats of hidden (*, H) for target (*): a scalar, or (*) for ``reduction="none"``."""
         context, prior_logits = self._components(hidden)
         return mixture_cross_entropy(
@@ -102,12 +110,19 @@ class Head(nn.Module, ABC):
             bias=self.bias,
             ignore_index=ignore_index,
             reduction=reduction,
+            label_smoothing=label_smoothing,
             implementation=self.implementation,
             options=self.options,
         )
 
     def statistics(
-        self, hidden: Tensor, target: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
     ) -> MixtureStatistics:
         """The same loss, with what its pass knows of the components: see ``mixture_statistics``.
 
@@ -122,6 +137,7 @@ class Head(nn.Module, ABC):
             bias=self.bias,
             ignore_index=ignore_index,
             reduction=reduction,
+            label_smoothing=label_smoothing,
             implementation=self.implementation,
             options=self.options,
         )

@@ -25,6 +25,7 @@ __all__ = [
     "logits_of",
     "softmax_rows",
     "strip_buffer",
+    "strip_like",
     "strips",
     "subtract_targets",
     "vector_rows",
@@ -139,20 +140,27 @@ def block_buffer(context: Tensor, weight: Tensor, settings: Settings) -> Tensor:
 
 def strip_buffer(buffer_RU: Tensor, components: int, settings: Settings) -> Tensor | None:
     """Room for some tokens of a block in the accumulation dtype; None where the block has it."""
+    return None if buffer_RU.dtype == settings.accumulation_dtype else strip_like(buffer_RU, components, settings)
+
+
+def strip_like(buffer_RU: Tensor, components: int, settings: Settings) -> Tensor:
+    """Room for some tokens of a block in the accumulation dtype."""
     dtype = settings.accumulation_dtype
-    if buffer_RU.dtype == dtype:
-        return None
     rows, columns = buffer_RU.shape
     room = min(STRIP_BYTES, settings.block_bytes) if buffer_RU.device.type == "cpu" else settings.block_bytes
     rows = min(rows, components * max(1, room // (components * columns * dtype.itemsize)))
     return buffer_RU.new_empty((rows, columns), dtype=dtype)
 
 
-def strips(block_RU: Tensor, strip_SU: Tensor | None, *, write: bool) -> Iterator[tuple[slice, Tensor]]:
+def strips(
+    block_RU: Tensor, strip_SU: Tensor | None, *, write: bool, most: int | None = None
+) -> Iterator[tuple[slice, Tensor]]:
     """A block in the dtype of the strip, some rows at a time: which they are, and themselves, to be changed in place;
-    with ``write`` the block has the changes after. Without a strip it is the block itself, at once."""
+    with ``write`` the block has the changes after. Without a strip it is the block itself, ``most`` rows at once."""
     if strip_SU is None:
-        yield slice(0, len(block_RU)), block_RU
+        step = most or len(block_RU)
+        for first in range(0, len(block_RU), step):
+            yield slice(first, min(first + step, len(block_RU))), block_RU[first : first + step]
         return
     for first in range(0, len(block_RU), len(strip_SU)):
         rows = slice(first, min(first + len(strip_SU), len(block_RU)))

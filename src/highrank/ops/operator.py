@@ -25,6 +25,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
+from highrank.ops import smoothed
 from highrank.ops.target import check_target
 from highrank.ops.walk import Gradients, Needs, Settings, Walk
 
@@ -47,13 +48,16 @@ WALKS: dict[str, Walk] = {}  # filled by ops.table: the arguments of an operator
 FLOP_FORMULAS: dict[Any, Callable[..., int]] = {}
 
 INPUTS = "Tensor context, Tensor prior_logits, Tensor weight, Tensor? bias, Tensor target"
-HOW = "int ignore_index, str implementation, int block_bytes, ScalarType accumulation_dtype, float min_posterior"
+HOW = (
+    "int ignore_index, str implementation, int block_bytes, ScalarType accumulation_dtype, float min_posterior, "
+    "float label_smoothing"
+)
 NO_NEEDS = Needs(False, False, False, False)
 WHAT = "the fused mixture loss"
 INSTEAD = "; use implementation='reference'"  # of the function, or as an attribute of a head
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]  # what may have a gradient, in the order of Gradients and Needs
-How = tuple[int, str, int, torch.dtype, float]
+How = tuple[int, str, int, torch.dtype, float, float]
 
 
 def fused_loss(
@@ -72,7 +76,8 @@ def fused_loss(
 
     See ``ops.walk.Walk`` for shapes. Only the loss is differentiable.
     """
-    how = (ignore_index, implementation, settings.block_bytes, settings.accumulation_dtype, settings.min_posterior)
+    sums, left_out = settings.accumulation_dtype, settings.min_posterior
+    how = (ignore_index, implementation, settings.block_bytes, sums, left_out, settings.label_smoothing)
     inputs = (context, prior_logits, weight, bias)
     refuse_forward_mode(inputs)
     refuse_functional_gradient(inputs)
@@ -89,8 +94,8 @@ def _walk(
     inputs: Inputs, target: Tensor, how: How, token_weight: Tensor | None, needs: Needs
 ) -> tuple[Tensor, Tensor, Gradients]:
     """Loss (N), log P(target | component) (N, K) and the gradients of ``sum(token_weight * loss)``."""
-    ignore_index, implementation, block_bytes, accumulation_dtype, min_posterior = how
-    settings = Settings(block_bytes, accumulation_dtype, min_posterior)
+    ignore_index, implementation = how[:2]
+    settings = Settings(*how[2:])
     num_classes = inputs[2].shape[0]
     check_target(target, num_classes, ignore_index)
     counts_N = target != ignore_index
@@ -99,9 +104,15 @@ def _walk(
     if token_weight is not None:
         token_weight = token_weight.masked_fill(~counts_N, 0).masked_fill_(wrong_N, torch.nan)
     safe_target_N = target.where(in_range_N, 0)
-    log_prob_NK, grads = WALKS[implementation](*inputs, safe_target_N, token_weight, needs, settings)
-    log_prior_NK = torch.log_softmax(inputs[1].to(accumulation_dtype), dim=1)
+    arguments = (*inputs, safe_target_N, token_weight, needs, settings)
+    if settings.label_smoothing:
+        log_prob_NK, mean_log_prob_N, grads = smoothed.walk(*arguments)
+    else:
+        log_prob_NK, grads = WALKS[implementation](*arguments)
+    log_prior_NK = torch.log_softmax(inputs[1].to(settings.accumulation_dtype), dim=1)
     loss_N = -torch.logsumexp(log_prior_NK + log_prob_NK, dim=1)
+    if settings.label_smoothing:
+        loss_N = (1 - settings.label_smoothing) * loss_N - settings.label_smoothing * mean_log_prob_N
     loss_N.masked_fill_(wrong_N, torch.nan).masked_fill_(~counts_N, 0)  # whatever an ignored token holds, NaN included
     return loss_N, log_prob_NK, grads
 
@@ -197,14 +208,14 @@ def define(
 
 
 def _loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, target, how, needs = arguments[:4], arguments[4], arguments[5:10], Needs(*arguments[10])
+    inputs, target, how, needs = arguments[:4], arguments[4], arguments[5:11], Needs(*arguments[11])
     token_weight = target.new_ones(target.shape, dtype=how[3]) if any(needs) else None
     loss_N, log_prob_NK, grads = _walk(inputs, target, how, token_weight, needs)
     return loss_N.sum(), log_prob_NK, *outputs(grads, inputs)
 
 
 def _fake_loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, how, needs = arguments[:4], arguments[5:10], Needs(*arguments[10])
+    inputs, how, needs = arguments[:4], arguments[5:11], Needs(*arguments[11])
     log_prob_NK = inputs[1].new_empty(inputs[1].shape, dtype=how[3])
     return log_prob_NK.new_empty(()), log_prob_NK, *_fake_outputs(needs, inputs)
 
@@ -221,7 +232,7 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # or backward gets zeros as large as the gradients, for outputs that have none
     ctx.save_for_backward(*output[2:])
-    ctx.computed = inputs[10]
+    ctx.computed = inputs[11]
 
 
 def _scale_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -275,7 +286,7 @@ define("mixture_losses", f"({INPUTS}, {HOW}) -> (Tensor, Tensor)", _losses, _fak
 
 
 def _gradients(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, target, how, token_weight, needs = arguments[:4], arguments[4], arguments[5:10], *arguments[10:]
+    inputs, target, how, token_weight, needs = arguments[:4], arguments[4], arguments[5:11], *arguments[11:]
     _, _, grads = _walk(inputs, target, how, token_weight, Needs(*needs))
     return tuple(outputs(grads, inputs))
 

@@ -60,7 +60,7 @@ class LossOptions:
         least = DEFAULT_BLOCK_BYTES["cpu" if device_type == "cpu" else "other"]
         return max(least, 4 * num_classes * context_features)
 
-    def settings(self, context: Tensor, weight: Tensor) -> Settings:
+    def settings(self, context: Tensor, weight: Tensor, label_smoothing: float = 0.0) -> Settings:
         """Every default filled in for a context (*, K, D) and a weight (V, D).
 
         Raises ValueError for sums shorter than their dtype.
@@ -71,7 +71,8 @@ class LossOptions:
         min_posterior = self.min_posterior
         if min_posterior is None:
             min_posterior = torch.finfo(dtype).eps / (2 * context.shape[-2])
-        return Settings(self.block_bytes_for(weight.device.type, *weight.shape), dtype, min_posterior)
+        block_bytes = self.block_bytes_for(weight.device.type, *weight.shape)
+        return Settings(block_bytes, dtype, min_posterior, label_smoothing)
 
 
 def check_options(options: object) -> None:

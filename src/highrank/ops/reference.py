@@ -30,13 +30,18 @@ def mixture_loss(
 ) -> tuple[Tensor, Tensor]:
     """The loss of each token (N) in nats, zero where ignored, or their sum; and log P(target | component) (N, K).
 
-    ``settings`` has nothing to say here: sums have the inputs' dtype.
+    Of ``settings`` only the label smoothing counts: sums have the inputs' dtype.
     """
     if not torch.compiler.is_compiling():  # a compiler cannot look at a value either
         check_target(target, weight.shape[0], ignore_index)
     log_prob_NKV = component_log_prob(context, weight, bias)
     reduction = "sum" if summed else "none"
-    loss = F.nll_loss(mixture_of(prior_logits, log_prob_NKV), target, ignore_index=ignore_index, reduction=reduction)
+    log_prob_NV = mixture_of(prior_logits, log_prob_NKV)
+    loss = F.nll_loss(log_prob_NV, target, ignore_index=ignore_index, reduction=reduction)
+    if settings.label_smoothing:
+        spread_N = log_prob_NV.mean(dim=1).neg().masked_fill(target == ignore_index, 0)
+        spread = spread_N.sum() if summed else spread_N
+        loss = (1 - settings.label_smoothing) * loss + settings.label_smoothing * spread
     safe_target_N11 = target.where(target != ignore_index, 0).view(-1, 1, 1)
     log_prob_NK = log_prob_NKV.detach().gather(2, safe_target_N11.expand(-1, log_prob_NKV.shape[1], 1)).squeeze(2)
     return loss, log_prob_NK

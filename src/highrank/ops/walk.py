@@ -34,6 +34,7 @@ class Settings:
     block_bytes: int
     accumulation_dtype: torch.dtype
     min_posterior: float
+    label_smoothing: float = 0.0  # of the call, not an option
 
 
 class Walk(Protocol):
