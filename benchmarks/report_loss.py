@@ -193,10 +193,10 @@ def smoothed(device: str, found: dict[str, Any]) -> list[str]:
     lines = [
         f"## Smoothed labels on a {DEVICES[device]}",
         "",
-        f"`label_smoothing={found['label_smoothing']}` beside plain labels, the same loss from all log-probabilities, and "
-        f"the textbook's formula, in turn. Float32, forward and backward; memory beside inputs and gradients. "
-        f"PyTorch's `F.linear_cross_entropy` does not cut into chunks with smoothed labels, and takes what "
-        f"`cross_entropy(linear)` does. {where(found)}.",
+        f"`label_smoothing={found['label_smoothing']}` beside plain labels, the same loss from all log-probabilities, "
+        "and the textbook's formula, in turn. Float32, forward and backward; memory beside inputs and gradients. "
+        "PyTorch's `F.linear_cross_entropy` does not cut into chunks with smoothed labels: it is "
+        f"`cross_entropy(linear)` then. {where(found)}.",
         "",
     ]
     for name, result in found["results"].items():
