@@ -110,7 +110,7 @@ def _row(summary: "RunSummary", folder: Path) -> dict[str, Any]:
         "dynamic_test_perplexity": None if dynamic is None else dynamic.test_perplexity,
         "age_s": round(time.time() - summary.changed, 1),
         "head": model.head,
-        "num_components": 1 if model.head == "softmax" else model.num_components,
+        "num_components": model.components,
         "parameters": summary.parameters,
         "corpus": summary.corpus,
     }

@@ -75,7 +75,7 @@ def rank_run(
         "split": split,
         "model_sha256": stamp.sha256,
         "head": run.config.model.head,
-        "num_components": 1 if run.config.model.head == "softmax" else run.config.model.num_components,
+        "num_components": run.config.model.components,
         "context_features": model.head.context_features,
         "bound": rank_bound(model.head),
         **found.as_dict(),

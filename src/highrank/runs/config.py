@@ -83,6 +83,11 @@ class ModelSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         Says("the paper's, within 0.1 of zero; or vectors whose norms follow log(1 + count of the word)"),
     ] = "uniform"
 
+    @property
+    def components(self) -> int:
+        """Contexts of a token: one of a softmax, whatever ``num_components`` says."""
+        return 1 if self.head == "softmax" else self.num_components
+
 
 class DropoutSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Probabilities of being dropped. One mask a segment, the same at every time step."""

@@ -55,8 +55,8 @@ def _step_bytes(config: Config, vocab_size: int, parameters: int) -> int:
     look-up, whose gradient is as large as the embedding, when there are all others."""
     model, train = config.model, config.train
     tokens = (train.bptt + train.max_length_delta) * config.micro_batch
-    components = 1 if model.head == "softmax" else model.num_components
-    softmaxes = model.num_components if model.head == "mixture-of-softmaxes" else 1
+    components = model.components
+    softmaxes = components if model.head == "mixture-of-softmaxes" else 1
     embedding = vocab_size * model.embedding_features  # what its gradient has, too
     room = LossOptions().block_bytes_for("cpu", vocab_size, model.embedding_features) // FLOAT_BYTES
     logits = min(room, tokens * softmaxes * vocab_size)
