@@ -63,10 +63,18 @@ def main() -> None:
     results = {}
     for name, size in sizes(parser, arguments.sizes, arguments.device).items():
         case = make_case(size, device=arguments.device)
-        calls = {each: partial(forward_and_backward, loss, case) for each, loss in losses(size).items()}
+        calls, working, failed = {}, {}, []
+        for each, loss in losses(size).items():
+            try:
+                working[each] = working_bytes(loss, case)
+                calls[each] = partial(forward_and_backward, loss, case)
+            except torch.OutOfMemoryError:  # a result, not a reason to stop
+                failed.append(each)
+                for leaf in case.leaves:
+                    leaf.grad = None
+                torch.cuda.empty_cache()
         times = {each: summary(seconds) for each, seconds in in_turn(calls, arguments.repeats).items()}
-        working = {each: working_bytes(loss, case) for each, loss in losses(size).items()}
-        results[name] = {"size": vars(size), "times": times, "working_bytes": working}
+        results[name] = {"size": vars(size), "times": times, "working_bytes": working, "out_of_memory": failed}
         print(f"\n{name}: N={size.tokens} K={size.components} D={size.features} V={size.classes:,}")
         for each, found in times.items():
             ratio = found["median_s"] / times["plain labels"]["median_s"]

@@ -217,7 +217,8 @@ def smoothed(device: str, found: dict[str, Any]) -> list[str]:
                         f"{result['working_bytes'][candidate] / 2**20:,.0f}",
                     ]
                     for candidate, seconds in times.items()
-                ],
+                ]
+                + [[candidate, "out of memory", "", "", ""] for candidate in result["out_of_memory"]],
             ),
         ]
     return lines

@@ -49,22 +49,23 @@ def mixture_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of a mixture of K softmaxes, without storing (tokens, K, V).
 
-    Equal to ``nll_loss(logsumexp(log_softmax(prior_logits)[..., None] + log_softmax(context @ weight.T + bias), -2),
-    target)``. With K = 1 it is the cross-entropy of a linear layer.
+    Equal to ``nll_loss(log_prob, target)`` of ``log_prob = logsumexp(log_softmax(prior_logits)[..., None] +
+    log_softmax(context @ weight.T + bias), -2)``, or, with labels smoothed by s, to ``(1 - s) * nll_loss - s *
+    log_prob.mean()``. With K = 1 it is the cross-entropy of a linear layer.
 
     Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V); target (*), int64. Dtypes: float32, float64,
     bfloat16 or float16, one for all inputs; autocast casts them as it does those of ``linear``.
     Returns a scalar in nats, or (*) for ``reduction="none"``. ``chunked`` and ``triton`` accumulate half precision in
     float32 and return that. The mean is over the tokens that are not ``ignore_index``; as in PyTorch it is NaN if there
-    are none. ``label_smoothing`` is the share of the loss that is the mean over all classes of ``-log p``, as in
-    PyTorch's ``cross_entropy``; it is computed by PyTorch's operations on any device.
+    are none. ``label_smoothing`` is as in PyTorch's ``cross_entropy``: a class of no probability makes it infinite.
     Memory beside inputs and gradients: a block of ``options.block_bytes``, copies of its contexts, and O(tokens * K).
     Where sums have a longer dtype than the inputs (half precision) also the sum of the weight's gradient in it, and for
     ``chunked`` parts of the block and of that gradient (see ``LossOptions``); for ``triton`` a copy of a weight that
-    has a bias or sizes that are not round, and once in a process some rows of logits. With ``label_smoothing`` another
-    1 + 3 / K parts of a block (see ``LossOptions``). For mean and sum the gradients are held from forward to backward,
-    which scales them in place, or a copy if the graph is kept; for none, and always in float16, whose range a sum of
-    gradients can leave before it is scaled, only the inputs are, and backward walks again.
+    has a bias or sizes that are not round, and once in a process some rows of logits. With ``label_smoothing``, where
+    it is ``chunked`` whatever it is called, another such part, and for K > 1 three K-ths of one. For mean and sum the
+    gradients are held from forward to backward, which scales them in place, or a copy if the graph is kept; for none,
+    and always in float16, whose range a sum of gradients can leave before it is scaled, only the inputs are, and
+    backward walks again.
     Gradients are exact for every reduction (within rounding: see ``LossOptions.min_posterior``); a second derivative
     raises, and so do forward mode and derivatives by ``torch.func`` (only ``implementation="reference"`` has them).
     Raises ValueError (for ``options`` TypeError) naming the argument, what was expected and what came. A target out of
@@ -92,7 +93,7 @@ def mixture_statistics(
 ) -> MixtureStatistics:
     """The loss of ``mixture_cross_entropy``, to train on, with what the same pass knows of the components.
 
-    Arguments, memory and errors as there; the statistics add O(tokens * K).
+    Arguments, memory and errors as there; the statistics, of the target alone, add O(tokens * K).
     """
     loss, log_prob = _loss(
         context, prior_logits, weight, target, bias, ignore_index, reduction, label_smoothing, implementation, options
@@ -176,10 +177,9 @@ def mixture_log_prob(
     """Log-probabilities of a mixture of K softmaxes, without storing (tokens, K, V).
 
     A normalised logit vector for each token: temperature, top-k and beam search work on it, and so does a loss that
-    wants all classes (distillation, a penalty on the entropy). Where the target's probability is all
-    that counts, or labels are smoothed, ``mixture_cross_entropy`` takes three matrix products instead of four, and no
-    (tokens, V). Of one
-    component it is three here, too.
+    wants all classes (distillation, a penalty on the entropy). Where the target's probability is all that counts, or
+    labels are smoothed, ``mixture_cross_entropy`` takes three matrix products instead of four, and no (tokens, V). Of
+    one component it is three here, too.
 
     Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V). Returns (*, V), in nats, in the accumulation
     dtype: float32 for half precision.
@@ -206,13 +206,7 @@ def mixture_log_prob(
 
 def _settings(options: LossOptions | None, context: Tensor, weight: Tensor, label_smoothing: float = 0.0) -> Settings:
     check_options(options)
-    options = options or LossOptions()
-    if label_smoothing and options.min_posterior:
-        raise ValueError(
-            "options: expected a min_posterior of None or 0 with label_smoothing, which leaves out no component, "
-            f"got {options.min_posterior}"
-        )
-    return options.settings(context, weight, label_smoothing)
+    return (options or LossOptions()).settings(context, weight, label_smoothing)
 
 
 def _autocast(

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import (
     bench_filtered_step,
+    bench_label_smoothing,
     bench_loss_memory,
     bench_loss_speed,
     bench_posterior_filter,
@@ -92,6 +93,35 @@ def test_small_calls(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ours, textbook = (row["call"][name]["median_s"] for name in ("highrank chunked", "textbook"))
         assert row["times_faster"] == textbook / ours
         assert f"| 4 | 4 | 64 | {row['size']['classes']:,} | {1000 * ours:.2f} | {1000 * textbook:.2f} |" in text
+
+
+def test_smoothed_labels(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_label_smoothing, "textbook", out_of_memory)
+    sizes = ("--device", "cpu", "--sizes", "6,3,5,40", "9,1,5,40", "--repeats", "2")
+    results = run(bench_label_smoothing, monkeypatch, *sizes)["results"]
+    assert [list(result["times"]) for result in results.values()] == [
+        ["plain labels", "label_smoothing", "mixture_log_prob"],
+        ["plain labels", "label_smoothing", "mixture_log_prob", "cross_entropy(linear)"],
+    ]
+    report_loss.main()
+    text = page.read_text(encoding="utf-8")
+    assert text.count("| textbook | out of memory |") == 2
+    plain, smoothed = (results["6,3,5,40"]["times"][name]["median_s"] for name in ("plain labels", "label_smoothing"))
+    assert f"| {smoothed / plain:.2f} |" in text
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_every_way_to_smooth_labels_has_the_same_loss(components: int) -> None:
+    size = Size(6, components, 5, 40)
+    case = losses.make_case(size)
+    found = {name: loss(case).item() for name, loss in bench_label_smoothing.losses(size).items()}
+    plain = found.pop("plain labels")
+    assert list(found.values()) == pytest.approx([found["label_smoothing"]] * len(found), rel=1e-5)
+    assert found["label_smoothing"] != pytest.approx(plain, rel=1e-5)
+
+
+def out_of_memory(case: losses.Case) -> torch.Tensor:
+    raise torch.OutOfMemoryError
 
 
 def test_the_filter_over_an_epoch(

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
+from highrank.ops import table
 from tests.gpu.marks import compiled
 
 ONE_LAYER = """
@@ -21,8 +23,10 @@ torch.cuda.synchronize()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compiled_kernels() -> None:
+def _compiled_kernels() -> Iterator[None]:
     assert os.environ["TRITON_INTERPRET"] == "0", "make test-gpu, or TRITON_INTERPRET=0: else no kernel is compiled"
+    yield
+    assert not table._GIVEN_UP, "the loss's kernels have failed: what was tested as auto was plain PyTorch"
 
 
 @pytest.fixture(scope="session")

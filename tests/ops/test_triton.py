@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from highrank.ops import Settings, choose, operator, triton
+from highrank.ops import Settings, choose, triton
 from highrank.ops.operator import fused_loss
 from tests.ahead_of_time import NO_TRITON, binary, can_compile, interpreted, reports
-from tests.parity import make_problem
+from tests.parity import Problem, make_problem
 
 CPU = torch.device("cpu")
 
@@ -245,7 +246,7 @@ def test_a_binary_that_gives_wrong_numbers_is_found_at_its_first_launch(
     problem.weight.requires_grad_()
     right = triton_kernels.target_log_prob_kernel
     monkeypatch.setattr(triton_kernels, "target_log_prob_kernel", Misled(right, WRONG[what]))
-    with pytest.raises(RuntimeError, match=r"log-probability of .* where PyTorch has|gradient is wrong"):
+    with pytest.raises(triton.KernelError, match=r"log-probability of .* where PyTorch has .*gradient is wrong"):
         problem.loss(implementation="triton")
     monkeypatch.setattr(triton_kernels, "target_log_prob_kernel", right)
     problem.loss(implementation="triton").backward()
@@ -253,48 +254,88 @@ def test_a_binary_that_gives_wrong_numbers_is_found_at_its_first_launch(
 
 @interpreted
 @pytest.mark.usefixtures("fresh")
-def test_where_the_kernels_fail_auto_takes_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = make_problem(5, components=3, dtype=torch.float32)
-    problem.weight.requires_grad_()
-    calls = []
+def test_a_launch_of_which_nothing_can_be_said_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    from highrank.ops import triton_kernels
 
-    def fails(*arguments: Any) -> Any:
-        calls.append(1)
+    problem = make_problem(5, components=3, dtype=torch.float32)
+    nan = replace(problem, context=problem.context * math.nan)
+    assert nan.loss(implementation="triton").isnan()
+    right = triton_kernels.target_log_prob_kernel
+    wrong = Misled(right, WRONG["one log-probability"])
+    monkeypatch.setattr(triton_kernels, "target_log_prob_kernel", wrong)
+    with pytest.raises(triton.KernelError):
+        problem.loss(implementation="triton")
+    monkeypatch.setattr(triton_kernels, "target_log_prob_kernel", right)
+    expected = problem.loss(implementation="triton")
+    monkeypatch.setattr(triton_kernels, "target_log_prob_kernel", wrong)
+    assert problem.loss(implementation="triton") != expected  # one that has been right is not asked again
+
+
+class Fails:
+    """A kernel that cannot be launched."""
+
+    def __init__(self) -> None:
+        self.launches = 0
+
+    def __getitem__(self, grid: tuple[int]) -> Any:
+        self.launches += 1
         raise RuntimeError("Failed to find C compiler")
 
-    def gradient(implementation: str) -> Tensor:
-        problem.weight.grad = None
-        settings = Settings(2**20, torch.float32, 0.0)
-        arguments = (problem.context, problem.prior_logits, problem.weight, problem.bias, problem.target)
-        fused_loss(*arguments, -100, settings, True, implementation=implementation)[0].backward()
-        assert problem.weight.grad is not None
-        return problem.weight.grad
 
-    with monkeypatch.context() as patch:
-        patch.setattr(triton, "walk", fails)
-        with pytest.warns(RuntimeWarning, match=r"fail on cpu, plain PyTorch .* RuntimeError: Failed to find C comp"):
-            assert gradient("auto").equal(gradient("chunked"))
-    with warnings.catch_warnings(action="error"):
-        assert gradient("auto").equal(gradient("chunked"))  # it has given up, and says so once
-    assert len(calls) == 1
+def fused(problem: Problem, implementation: str) -> Tensor:
+    """The gradient of the weight. On a CPU ``auto`` never comes as far as the kernels by itself."""
+    problem.weight.grad = None
+    problem.weight.requires_grad_()
+    arguments = (problem.context, problem.prior_logits, problem.weight, problem.bias, problem.target)
+    settings = Settings(2**20, torch.float32, 0.0)
+    fused_loss(*arguments, -100, settings, True, implementation=implementation)[0].backward()
+    assert problem.weight.grad is not None
+    return problem.weight.grad
 
 
 @interpreted
 @pytest.mark.usefixtures("fresh")
-def test_a_lack_of_memory_is_no_reason_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*arguments: Any) -> Any:
-        raise torch.OutOfMemoryError("all of it")
+def test_where_the_kernels_fail_auto_takes_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from highrank.ops import triton_kernels
 
-    walk = triton.walk
-    monkeypatch.setattr(triton, "walk", fails)
-    with pytest.raises(torch.OutOfMemoryError, match="all of it"):
-        operator.WALKS["auto"](*[torch.zeros(1)] * 6, None, None)
-    seen = []
-    monkeypatch.setattr(triton, "walk", lambda *arguments: seen.append(1) or walk(*arguments))
+    problem, fails = make_problem(5, components=3, dtype=torch.float32), Fails()
+    monkeypatch.setattr(triton_kernels, "target_log_prob_kernel", fails)
+    with pytest.raises(triton.KernelError, match="RuntimeError: Failed to find C compiler"):
+        fused(problem, "triton")
+    assert fails.launches == 1
+    with pytest.warns(RuntimeWarning, match=r"fail on cpu, plain PyTorch .* RuntimeError: Failed to find C compiler"):
+        assert fused(problem, "auto").equal(fused(problem, "chunked"))
+    with warnings.catch_warnings(action="error"):
+        assert fused(problem, "auto").equal(fused(problem, "chunked"))  # it has given up, and says so once
+    assert fails.launches == 2
+
+
+@interpreted
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("all of it"), RuntimeError("device-side assert triggered")])
+def test_what_is_not_the_kernels_fault_is_no_reason_to_give_up(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise error
+
     problem = make_problem(5, components=3, dtype=torch.float32)
-    arguments = (problem.context, problem.prior_logits, problem.weight, problem.bias, problem.target)
-    fused_loss(*arguments, -100, Settings(2**20, torch.float32, 0.0), True, implementation="auto")
-    assert seen == [1]
+    with monkeypatch.context() as patch:
+        patch.setattr(triton, "_grown", fails)
+        with pytest.raises(type(error), match=str(error)):
+            fused(problem, "auto")
+    launches = recorded_launches(monkeypatch)
+    fused(problem, "auto")
+    assert launches
+
+
+def recorded_launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    from highrank.ops import triton_kernels
+
+    seen: list[int] = []
+    kernel = Misled(triton_kernels.target_log_prob_kernel, lambda *_: seen.append(1))
+    monkeypatch.setattr(triton_kernels, "target_log_prob_kernel", kernel)
+    return seen
 
 
 def test_auto_does_not_interpret() -> None:

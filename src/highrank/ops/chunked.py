@@ -20,10 +20,13 @@ from torch import Tensor
 from highrank.ops.walk import Gradients, Needs, Settings, round_up
 
 __all__ = [
+    "add_kept_products",
     "add_products",
     "block_buffer",
     "logits_of",
+    "new_gradients",
     "softmax_rows",
+    "step_of_kept",
     "strip_buffer",
     "strip_like",
     "strips",
@@ -71,13 +74,9 @@ def walk(
     block = len(buffer_RU) // components
     log_prior_NK = torch.log_softmax(prior_logits.to(dtype), dim=-1)
     log_prob_NK = torch.empty_like(log_prior_NK)
-    grads = Gradients(
-        context.new_empty(context.shape) if needs.context else None,
-        torch.softmax(prior_logits.to(dtype), dim=-1) if needs.prior_logits else None,
-        vector_rows(weight.new_zeros, len(weight), features, dtype) if needs.weight else None,
-        weight.new_zeros(len(weight), dtype=dtype) if needs.bias else None,
-    )
-    kept_step = max(1, len(buffer_RU) // KEPT_NUMBERS) if buffer_RU.dtype != dtype else 1
+    grads = new_gradients(context, weight, needs, dtype)
+    if needs.prior_logits:
+        grads = grads._replace(prior_logits=torch.softmax(prior_logits.to(dtype), dim=-1))
     differentiated = token_weight is not None and (needs.context or needs.weight or needs.bias)
 
     for start in range(0, tokens, block):
@@ -99,24 +98,25 @@ def walk(
         token_weight_b1 = token_weight[part].unsqueeze(1).to(dtype)
         if grads.prior_logits is not None:
             grads.prior_logits[part].sub_(posterior_bK).mul_(token_weight_b1)
-        if not differentiated:
-            continue
-        grad_RV = block_RU[:, : len(weight)]
-        row_weight_R1 = (posterior_bK * token_weight_b1).view(-1, 1)
-        grad_context_RD = None if grads.context is None else grads.context[part].view(-1, features)
-        kept_R = _kept_rows(posterior_bK, token_weight_b1, settings.min_posterior, features, kept_step)
-        if kept_R is None:
-            add_products(grad_RV, row_weight_R1, context_RD, weight, grad_context_RD, grads, strip_SU)
-        else:
-            kept_grad_RD = None if grad_context_RD is None else context.new_empty((len(kept_R), features))
-            grad_RV, row_weight_R1 = _compact(grad_RV, kept_R), row_weight_R1[kept_R]
-            add_products(grad_RV, row_weight_R1, context_RD[kept_R], weight, kept_grad_RD, grads, strip_SU)
-            if grad_context_RD is not None and kept_grad_RD is not None:
-                grad_context_RD.zero_().index_copy_(0, kept_R, kept_grad_RD)
+        if differentiated:
+            grad_RV, kept_step = block_RU[:, : len(weight)], step_of_kept(buffer_RU, settings)
+            grad_context_RD = None if grads.context is None else grads.context[part].view(-1, features)
+            weights = posterior_bK, token_weight_b1, settings.min_posterior, kept_step
+            add_kept_products(grad_RV, *weights, context_RD, weight, grad_context_RD, grads, strip_SU)
 
     if grads.prior_logits is not None:
         grads = grads._replace(prior_logits=grads.prior_logits.to(prior_logits.dtype))
     return log_prob_NK, grads
+
+
+def new_gradients(context: Tensor, weight: Tensor, needs: Needs, dtype: torch.dtype) -> Gradients:
+    """Room for those of context, weight and bias; the last two, in ``dtype``, are zero."""
+    return Gradients(
+        context.new_empty(context.shape) if needs.context else None,
+        None,
+        vector_rows(weight.new_zeros, len(weight), weight.shape[1], dtype) if needs.weight else None,
+        weight.new_zeros(len(weight), dtype=dtype) if needs.bias else None,
+    )
 
 
 def vector_rows(new: Callable[..., Tensor], rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -144,7 +144,7 @@ def strip_buffer(buffer_RU: Tensor, components: int, settings: Settings) -> Tens
 
 
 def strip_like(buffer_RU: Tensor, components: int, settings: Settings) -> Tensor:
-    """Room for some tokens of a block in the accumulation dtype."""
+    """Such room, whatever dtype the block has."""
     dtype = settings.accumulation_dtype
     rows, columns = buffer_RU.shape
     room = min(STRIP_BYTES, settings.block_bytes) if buffer_RU.device.type == "cpu" else settings.block_bytes
@@ -158,7 +158,7 @@ def strips(
     """A block in the dtype of the strip, some rows at a time: which they are, and themselves, to be changed in place;
     with ``write`` the block has the changes after. Without a strip it is the block itself, ``most`` rows at once."""
     if strip_SU is None:
-        step = most or len(block_RU)
+        step = most or max(1, len(block_RU))
         for first in range(0, len(block_RU), step):
             yield slice(first, min(first + step, len(block_RU))), block_RU[first : first + step]
         return
@@ -219,6 +219,36 @@ def _softmax_in_place(
         max_R = max_R.to(weight.dtype).to(prob_RU.dtype)  # rounded as the matrix product was
         log_prob_R[lost_R] = target_logit_R[lost_R] - max_R + max_prob_R[lost_R].log()
     return log_prob_R
+
+
+def step_of_kept(buffer_RU: Tensor, settings: Settings) -> int:
+    """The number of rows that are kept of a block is a multiple of this."""
+    return max(1, len(buffer_RU) // KEPT_NUMBERS) if buffer_RU.dtype != settings.accumulation_dtype else 1
+
+
+def add_kept_products(
+    grad_RV: Tensor,
+    posterior_bK: Tensor,
+    token_weight_b1: Tensor,
+    min_posterior: float,
+    kept_step: int,
+    context_RD: Tensor,
+    weight: Tensor,
+    grad_context_RD: Tensor | None,
+    grads: Gradients,
+    strip_SU: Tensor | None,
+) -> None:
+    """``add_products`` of rows whose weight is posterior * token weight, where it counts."""
+    row_weight_R1 = (posterior_bK * token_weight_b1).view(-1, 1)
+    kept_R = _kept_rows(posterior_bK, token_weight_b1, min_posterior, weight.shape[1], kept_step)
+    if kept_R is None:
+        add_products(grad_RV, row_weight_R1, context_RD, weight, grad_context_RD, grads, strip_SU)
+        return
+    kept_grad_RD = None if grad_context_RD is None else context_RD.new_empty((len(kept_R), weight.shape[1]))
+    grad_RV, row_weight_R1 = _compact(grad_RV, kept_R), row_weight_R1[kept_R]
+    add_products(grad_RV, row_weight_R1, context_RD[kept_R], weight, kept_grad_RD, grads, strip_SU)
+    if grad_context_RD is not None and kept_grad_RD is not None:
+        grad_context_RD.zero_().index_copy_(0, kept_R, kept_grad_RD)
 
 
 def _kept_rows(

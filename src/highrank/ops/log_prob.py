@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from highrank.ops.chunked import add_products, block_buffer, logits_of, strip_buffer, strips, vector_rows
+from highrank.ops.chunked import add_products, block_buffer, logits_of, new_gradients, strip_buffer, strips
 from highrank.ops.operator import (
     define,
     fake_gradients,
@@ -123,12 +123,7 @@ def _walk(
     prior_logits_NK = prior_logits.to(dtype)
     log_prior_NK1 = torch.log_softmax(prior_logits_NK, dim=-1).unsqueeze(2)
     mass_NK = prior_logits_NK.new_empty(prior_logits.shape)
-    grads = Gradients(
-        context.new_empty(context.shape) if needs.context else None,
-        None,
-        vector_rows(weight.new_zeros, classes, features, dtype) if needs.weight else None,
-        weight.new_zeros(classes, dtype=dtype) if needs.bias else None,
-    )
+    grads = new_gradients(context, weight, needs, dtype)
     for start in range(0, tokens, block):
         part = slice(start, min(start + block, tokens))
         context_RD = context[part].reshape(-1, features)

@@ -1,33 +1,34 @@
 """The loss with smoothed labels: every class has a part in it, and still (N, K, V) is never stored.
 
-The target's share of a token is q[v] = (1 - smoothing) * 1{v = y} + smoothing / V, and with the posterior
+A class has the share q[v] = (1 - smoothing) * 1{v = y} + smoothing / V of a token's label, and with the posterior
 r_k[v] = P(component k | class v)
 
-    loss                   = -sum_v q[v] log p(v)
-    w_k[v]                 = q[v] * r_k[v],   mass_k = sum_v w_k[v]      (sum_k mass_k = 1)
-    d loss / d z_k[v]      = mass_k * softmax(z_k)[v] - w_k[v]
+    loss                      = -sum_v q[v] log p(v)
+    w_k[v]                    = q[v] * r_k[v],   mass_k = sum_v w_k[v]      (sum_k mass_k = 1)
+    d loss / d z_k[v]         = mass_k * ( softmax(z_k)[v] - w_k[v] / mass_k )
     d loss / d prior_logits_k = pi_k - mass_k
 
-Without smoothing w_k is the posterior of the target's class and zero elsewhere: ``ops.chunked``. Here the posterior is
-of all classes: two exponentials a logit instead of one and some more passes, but the same three matrix products. The
-passes go over some tokens at a time, so few that on a CPU they stay in the cache.
+As without smoothing, where w_k is the posterior of the target's class and zero elsewhere (``ops.chunked``), a row of
+the logits' gradients is a difference of two distributions, and its weight is left to the small side of the products:
+the filter's bound holds with mass in the place of the posterior. Three matrix products; for K > 1 two exponentials a
+logit instead of one. The passes go over some tokens at a time, so few that on a CPU they stay in the cache.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from highrank.ops.chunked import add_products, block_buffer, logits_of, strip_like, strips, vector_rows
+from highrank.ops.chunked import (
+    add_kept_products,
+    block_buffer,
+    logits_of,
+    new_gradients,
+    step_of_kept,
+    strip_like,
+    strips,
+)
 from highrank.ops.walk import Gradients, Needs, Settings
 
 __all__ = ["walk"]
-
-
-class _Spread(NamedTuple):
-    log_prob: Tensor  # (s, K), of the target
-    mean_log_prob: Tensor  # (s), of the mixture, over all classes
-    mass: Tensor  # (s, K)
 
 
 def walk(
@@ -48,65 +49,74 @@ def walk(
     prob_SU = strip_like(buffer_RU, components, settings)
     strip_SU = torch.empty_like(prob_SU) if buffer_RU.dtype != dtype else None
     log_prior_NK = torch.log_softmax(prior_logits.to(dtype), dim=-1)
-    log_prob_NK, mass_NK = torch.empty_like(log_prior_NK), torch.empty_like(log_prior_NK)
+    log_prob_NK, mass_NK = torch.empty_like(log_prior_NK), torch.zeros_like(log_prior_NK)
     mean_log_prob_N = log_prior_NK.new_empty(tokens)
-    grads = Gradients(
-        context.new_empty(context.shape) if needs.context else None,
-        None,
-        vector_rows(weight.new_zeros, classes, features, dtype) if needs.weight else None,
-        weight.new_zeros(classes, dtype=dtype) if needs.bias else None,
-    )
-    gradient = token_weight is not None and any(needs)
+    grads = new_gradients(context, weight, needs, dtype)
+    differentiated = token_weight is not None and (needs.context or needs.weight or needs.bias)
+    masses = token_weight is not None and any(needs)
+
     for start in range(0, tokens, block):
         part = slice(start, min(start + block, tokens))
         context_RD = context[part].reshape(-1, features)
         block_RU = logits_of(context_RD, weight, bias, buffer_RU[: len(context_RD)])
-        for rows, wide_RU in strips(block_RU, strip_SU, write=gradient, most=len(prob_SU)):
-            some = slice(start + rows.start // components, start + rows.stop // components)
-            logits_sKV, prob_sKV = (  # s = tokens in strip
+        for rows, wide_RU in strips(block_RU, strip_SU, write=differentiated, most=len(prob_SU)):
+            some = slice(start + rows.start // components, start + rows.stop // components)  # s = tokens in strip
+            logits_sKV, room_sKV = (
                 x.view(-1, components, x.shape[1])[..., :classes] for x in (wide_RU, prob_SU[: len(wide_RU)])
             )
-            found = _spread(logits_sKV, prob_sKV, log_prior_NK[some], target[some], settings.label_smoothing, gradient)
-            log_prob_NK[some], mean_log_prob_N[some], mass_NK[some] = found
-        if token_weight is not None and gradient:
-            row_weight_R1 = token_weight[part].to(dtype).repeat_interleave(components).unsqueeze(1)
+            total_sK1 = _log_softmax_in_place(logits_sKV, room_sKV)
+            target_s11 = target[some].view(-1, 1, 1)
+            log_prob_NK[some] = logits_sKV.gather(2, target_s11.expand(-1, components, 1)).squeeze(2)
+            mean_log_prob_N[some], share_s1V = _mix(logits_sKV, log_prior_NK[some], target_s11, settings, masses)
+            if share_s1V is None:
+                continue
+            w_sKV = logits_sKV.mul_(share_s1V)
+            mass_sK1 = w_sKV.sum(dim=2, keepdim=True) if components > 1 else torch.ones_like(total_sK1)
+            mass_NK[some] = mass_sK1.squeeze(2)
+            if differentiated:
+                w_sKV.div_(mass_sK1.clamp_(min=torch.finfo(dtype).tiny))
+                torch.sub(room_sKV.div_(total_sK1), w_sKV, out=logits_sKV)
+        if differentiated and token_weight is not None:
+            grad_RV, kept_step = block_RU[:, :classes], step_of_kept(buffer_RU, settings)
+            weights = mass_NK[part], token_weight[part].unsqueeze(1).to(dtype), settings.min_posterior, kept_step
             grad_context_RD = None if grads.context is None else grads.context[part].view(-1, features)
-            add_products(block_RU[:, :classes], row_weight_R1, context_RD, weight, grad_context_RD, grads, strip_SU)
+            add_kept_products(grad_RV, *weights, context_RD, weight, grad_context_RD, grads, strip_SU)
+
     if token_weight is not None and needs.prior_logits:
         grad_NK = log_prior_NK.exp().sub_(mass_NK).mul_(token_weight.unsqueeze(1))
         grads = grads._replace(prior_logits=grad_NK.to(prior_logits.dtype))
     return log_prob_NK, mean_log_prob_N, grads
 
 
-def _spread(
-    logits_sKV: Tensor, room_sKV: Tensor, log_prior_sK: Tensor, target_s: Tensor, smoothing: float, gradient: bool
-) -> _Spread:
-    """With ``gradient`` the logits become their gradients, but for the weights of the tokens."""
-    components, classes = logits_sKV.shape[1:]
-    target_s11 = target_s.view(-1, 1, 1)
+def _log_softmax_in_place(logits_sKV: Tensor, room_sKV: Tensor) -> Tensor:
+    """``room_sKV`` has the probabilities, but for a factor a row, their sum (s, K, 1), which is returned."""
     logits_sKV.sub_(logits_sKV.amax(dim=2, keepdim=True))
-    prob_sKV = torch.exp(logits_sKV, out=room_sKV)
-    total_sK1 = prob_sKV.sum(dim=2, keepdim=True)
+    total_sK1 = torch.exp(logits_sKV, out=room_sKV).sum(dim=2, keepdim=True)
     logits_sKV.sub_(total_sK1.log())
-    log_prob_sK = logits_sKV.gather(2, target_s11.expand(-1, components, 1)).squeeze(2)
-    if components == 1:  # it is responsible for every class
-        spread = _Spread(log_prob_sK, logits_sKV.mean(dim=(1, 2)), torch.ones_like(log_prob_sK))
-        if gradient:
-            torch.sub(prob_sKV.div_(total_sK1), smoothing / classes, out=logits_sKV)
-            logits_sKV.scatter_(2, target_s11, logits_sKV.gather(2, target_s11) - (1 - smoothing))
-        return spread
+    return total_sK1
 
-    joint_sKV = logits_sKV.add_(log_prior_sK.unsqueeze(2))
-    # Not -inf, where no component gives a class a probability: the loss is infinite then, but it is a number.
-    top_s1V = joint_sKV.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(joint_sKV.dtype).min)
-    joint_sKV.sub_(top_s1V).exp_()
-    sum_s1V = joint_sKV.sum(dim=1, keepdim=True)
-    mean_log_prob_s = top_s1V.add_(sum_s1V.log()).mean(dim=(1, 2))
-    if not gradient:
-        return _Spread(log_prob_sK, mean_log_prob_s, torch.empty_like(log_prob_sK))
-    share_s1V = torch.full_like(sum_s1V, smoothing / classes)
-    share_s1V.scatter_(2, target_s11, 1 - smoothing + smoothing / classes)
-    w_sKV = joint_sKV.mul_(share_s1V.div_(sum_s1V).masked_fill_(sum_s1V == 0, 0))
-    mass_sK1 = w_sKV.sum(dim=2, keepdim=True)
-    torch.sub(prob_sKV.mul_(mass_sK1 / total_sK1), w_sKV, out=logits_sKV)
-    return _Spread(log_prob_sK, mean_log_prob_s, mass_sK1.squeeze(2))
+
+def _mix(
+    log_prob_sKV: Tensor, log_prior_sK: Tensor, target_s11: Tensor, settings: Settings, masses: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The mean over classes of the mixture's log-probabilities (s). With ``masses`` also what makes of the tensor, in
+    which something else is then, the labels' shares of the components, w."""
+    components, classes = log_prob_sKV.shape[1:]
+    least = settings.label_smoothing / classes
+    if components == 1:  # it is responsible for every class
+        mean_s = log_prob_sKV.mean(dim=(1, 2))
+        if not masses:
+            return mean_s, None
+        log_prob_sKV.fill_(least).scatter_(2, target_s11, 1 - settings.label_smoothing + least)
+        return mean_s, log_prob_sKV.new_ones(())
+
+    limits = torch.finfo(log_prob_sKV.dtype)
+    joint_sKV = log_prob_sKV.add_(log_prior_sK.unsqueeze(2))
+    # A class that no component gives a probability makes the loss infinite, not NaN.
+    top_s1V = joint_sKV.amax(dim=1, keepdim=True).clamp_(min=limits.min)
+    sum_s1V = joint_sKV.sub_(top_s1V).exp_().sum(dim=1, keepdim=True)
+    mean_s = top_s1V.add_(sum_s1V.log()).mean(dim=(1, 2))
+    if not masses:
+        return mean_s, None
+    share_s1V = top_s1V.fill_(least).scatter_(2, target_s11, 1 - settings.label_smoothing + least)
+    return mean_s, share_s1V.div_(sum_s1V.clamp_(min=limits.tiny))

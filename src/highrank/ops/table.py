@@ -25,15 +25,13 @@ def _kernels_if_they_work(*arguments: Any, **keywords: Any) -> tuple[Tensor, Gra
     if device not in _GIVEN_UP:
         try:
             return triton.walk(*arguments, **keywords)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # no C compiler, a driver that does not load the binary, wrong numbers, ...
+        except (ImportError, triton.KernelError) as error:
             _GIVEN_UP.add(device)
             warnings.warn(
                 f"highrank: the loss's kernels fail on {device}, plain PyTorch takes their place "
-                f"(implementation='chunked'): {type(error).__name__}: {error}",
+                f"(implementation='chunked'): {error}",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=1,  # PyTorch calls this: there is no line of the caller's to name
             )
     return chunked.walk(*arguments, **keywords)
 

@@ -29,10 +29,14 @@ from torch import Tensor
 
 from highrank.ops.walk import Gradients, Needs, Settings, round_up
 
-__all__ = ["cannot_run", "walk"]
+__all__ = ["KernelError", "cannot_run", "walk"]
 
 INSTALLED = find_spec("triton") is not None  # a compiler that traces ``cannot_run`` could not ask
 INTERPRET_WHEN = ("1", "true", "yes", "on", "y")  # as triton reads TRITON_INTERPRET
+
+
+class KernelError(RuntimeError):
+    """The first launch of a binary failed, or gave wrong numbers."""
 
 
 def cannot_run(device: torch.device) -> str | None:

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from highrank.ops.triton import KernelError
+
 __all__ = ["INTERPRETED", "LAUNCHES", "Launch", "target_log_prob", "target_log_prob_kernel"]
 
 
@@ -93,17 +95,15 @@ def target_log_prob(logits_RU: Tensor, target_N: Tensor, dtype: torch.dtype, gra
 
     With ``gradient`` the logits become softmax(logits) - onehot(target). U must be a multiple of 16, so that every read
     and write is of 16 bytes: logits that are only there to fill a row are -inf. What a binary's first launch gives is
-    compared with PyTorch's: RuntimeError if it is something else.
+    compared with PyTorch's: KernelError if it is something else, or does not come about.
     """
     rows, columns = logits_RU.shape
-    binary = (logits_RU.device, logits_RU.dtype, dtype, columns, gradient)
-    checked = binary in _CHECKED or (logits_RU.is_cuda and torch.cuda.is_current_stream_capturing())
-    given_rU = None if checked else logits_RU[:CHECKED_ROWS].to(dtype, copy=True)
     log_prob_R = logits_RU.new_empty(rows, dtype=dtype)
     launch = next(launch for launch in LAUNCHES if columns <= launch.columns)
     if triton.knobs.runtime.interpret:
         launch = INTERPRETED
-    with torch.cuda.device_of(logits_RU):
+
+    def launched() -> None:
         target_log_prob_kernel[(triton.cdiv(rows, launch.rows),)](
             logits_RU,
             target_N,
@@ -118,14 +118,27 @@ def target_log_prob(logits_RU: Tensor, target_N: Tensor, dtype: torch.dtype, gra
             num_warps=launch.warps,
             enable_fp_fusion=True,  # a product and a sum in one instruction, as by default up to Triton 3.9
         )
-    if given_rU is not None:
-        _check(given_rU, target_N, log_prob_R, logits_RU if gradient else None)
-        _CHECKED.add(binary)
+
+    binary = (logits_RU.device, logits_RU.dtype, dtype, columns, gradient)
+    with torch.cuda.device_of(logits_RU):
+        if binary in _CHECKED or (logits_RU.is_cuda and torch.cuda.is_current_stream_capturing()):
+            launched()
+            return log_prob_R
+        given_rU = logits_RU[:CHECKED_ROWS].to(dtype, copy=True)
+        try:
+            launched()
+        except Exception as error:  # no C compiler, a driver that does not load the binary, ...
+            raise KernelError(f"{type(error).__name__}: {error}") from error
+        if _is_right(given_rU, target_N, log_prob_R, logits_RU if gradient else None):
+            _CHECKED.add(binary)
     return log_prob_R
 
 
-def _check(given_rU: Tensor, target_N: Tensor, log_prob_R: Tensor, gradient_RU: Tensor | None) -> None:
-    """Of the first rows (r): not how exact they are, which is for tests, but whether they are what they should be."""
+def _is_right(given_rU: Tensor, target_N: Tensor, log_prob_R: Tensor, gradient_RU: Tensor | None) -> bool:
+    """Of the first rows (r): not how exact they are, which is for tests, but whether they are what they should be.
+
+    Raises KernelError if not. False if the input is not finite in any of them, which says nothing.
+    """
     rows, components, tolerance = len(given_rU), len(log_prob_R) // len(target_N), 0.01
     target_r1 = target_N[: triton.cdiv(rows, components)].repeat_interleave(components)[:rows].unsqueeze(1)
     all_rU = torch.log_softmax(given_rU, 1)
@@ -134,7 +147,9 @@ def _check(given_rU: Tensor, target_N: Tensor, log_prob_R: Tensor, gradient_RU: 
     if gradient_RU is not None:
         expected_rU = all_rU.exp_().scatter_add_(1, target_r1, torch.full_like(target_r1, -1, dtype=all_rU.dtype))
         right_r &= expected_rU.sub_(gradient_RU[:rows]).abs_().amax(1) <= tolerance
-    wrong_r = ~right_r & expected_r.isfinite()  # where it is not, nor is the input: that is for the caller to see
+    known_r = expected_r.isfinite()
+    wrong_r = known_r & ~right_r
     if bool(wrong_r.any()):
         found, expected = float(found_r[wrong_r][0]), float(expected_r[wrong_r][0])
-        raise RuntimeError(f"a log-probability of {found:g} where PyTorch has {expected:g}, or its gradient is wrong")
+        raise KernelError(f"a log-probability of {found:g} where PyTorch has {expected:g}, or its gradient is wrong")
+    return bool(known_r.any())
