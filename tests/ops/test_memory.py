@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.harness import memory_of
+from benchmarks.harness import Memory, memory_of
 from highrank.functional import LossOptions, mixture_log_prob
 from tests.implementations import every_fused, every_reduction
 from tests.parity import INPUTS, Problem, make_problem
@@ -16,6 +16,13 @@ def call(problem: Problem, implementation: str, reduction: str, options: LossOpt
         getattr(problem, name).requires_grad_()
     loss = problem.loss(implementation=implementation, reduction=reduction, options=options)
     loss.backward(problem.upstream[reduction].to(loss.dtype))
+
+
+def memory_of_call(problem: Problem, implementation: str, reduction: str, options: LossOptions) -> Memory:
+    """The first call of kernels is compared with PyTorch, which takes some rows of logits: of the second."""
+    if implementation == "triton":
+        call(problem, implementation, reduction, options)
+    return memory_of(lambda: call(problem, implementation, reduction, options))
 
 
 def sizes(problem: Problem) -> tuple[int, int, int]:
@@ -36,14 +43,14 @@ def test_memory_stays_under_its_formula(implementation: str, reduction: str, dty
     largest, inputs, numbers_NK = sizes(problem)
     allowed = 2 * options.block_bytes + 2 * inputs + 8 * numbers_NK
     assert allowed < largest / 4, "sizes that show nothing"
-    used = memory_of(lambda: call(problem, implementation, reduction, options))
+    used = memory_of_call(problem, implementation, reduction, options)
     assert used.peak_bytes <= allowed
     assert used.largest_bytes <= max(options.block_bytes, inputs)
 
 
 def beside_gradients(problem: Problem, implementation: str, options: LossOptions) -> int:
     """Bytes at the peak of forward and backward that are not gradients."""
-    peak = memory_of(lambda: call(problem, implementation, "mean", options)).peak_bytes
+    peak = memory_of_call(problem, implementation, "mean", options).peak_bytes
     return peak - sum(x.numel() * x.element_size() for x in (getattr(problem, name) for name in INPUTS))
 
 
@@ -77,11 +84,7 @@ def test_memory_does_not_grow_with_tokens_times_classes(implementation: str, red
     def peak_beside_gradients(tokens: int, classes: int) -> float:
         problem = make_problem(tokens, components=5, features=8, classes=classes, dtype=torch.float32)
         _, inputs, numbers_NK = sizes(problem)
-        return (
-            memory_of(lambda: call(problem, implementation, reduction, options)).peak_bytes
-            - 2 * inputs
-            - 8 * numbers_NK
-        )
+        return memory_of_call(problem, implementation, reduction, options).peak_bytes - 2 * inputs - 8 * numbers_NK
 
     for tokens, classes in ((200, 1000), (400, 1000), (200, 2000), (400, 2000)):
         assert peak_beside_gradients(tokens, classes) <= 2 * options.block_bytes
