@@ -19,8 +19,8 @@ DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
 def read(name: str) -> list[dict[str, Any]]:
-    """NAME.json, and NAME.WHAT.json of other machines or models."""
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}.*json"))]
+    """NAME.json, and NAME.WHAT.json of other machines or models; and what the file is called."""
+    return [{"file": path.stem} | json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}.*json"))]
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -153,7 +153,7 @@ def growth(device: str, found: dict[str, Any]) -> list[str]:
         alt.hconcat(*(growth_panel(found["results"], axis, measure, title) for axis in axes)).resolve_scale(y="shared")
         for measure, title in (("seconds", "seconds"), ("MiB", "MiB beside inputs and gradients"))
     ]
-    path = save(alt.vconcat(*rows_of_panels), f"loss_growth_{device}.svg")
+    path = save(alt.vconcat(*rows_of_panels), f"{found['file'].removeprefix('bench_').replace('.', '_')}.svg")
     base = ", ".join(f"{axis} {value:,}" for axis, value in found["base"].items())
     return [
         f"## Growth on a {DEVICES[device]}",
