@@ -61,11 +61,11 @@ def mixture_cross_entropy(
     Memory beside inputs and gradients: a block of ``options.block_bytes``, copies of its contexts, and O(tokens * K).
     Where sums have a longer dtype than the inputs (half precision) also the sum of the weight's gradient in it, and for
     ``chunked`` parts of the block and of that gradient (see ``LossOptions``); for ``triton`` a copy of a weight that
-    has a bias or sizes that are not round, and once in a process some rows of logits. With ``label_smoothing``, where
-    it is ``chunked`` whatever it is called, another such part, and for K > 1 three K-ths of one. For mean and sum the
-    gradients are held from forward to backward, which scales them in place, or a copy if the graph is kept; for none,
-    and always in float16, whose range a sum of gradients can leave before it is scaled, only the inputs are, and
-    backward walks again.
+    has a bias or sizes that are not round, and at the first launch of each binary twice eight rows of logits. With
+    ``label_smoothing``, which ``triton`` leaves to ``chunked``, another such part, and for K > 1 three K-ths of one.
+    For mean and sum the gradients are held from forward to backward, which scales them in place, or a copy if the graph
+    is kept; for none, and always in float16, whose range a sum of gradients can leave before it is scaled, only the
+    inputs are, and backward walks again.
     Gradients are exact for every reduction (within rounding: see ``LossOptions.min_posterior``); a second derivative
     raises, and so do forward mode and derivatives by ``torch.func`` (only ``implementation="reference"`` has them).
     Raises ValueError (for ``options`` TypeError) naming the argument, what was expected and what came. A target out of

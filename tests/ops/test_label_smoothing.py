@@ -208,25 +208,26 @@ def test_a_wrong_share_is_named(wrong: object) -> None:
         replace(problem, label_smoothing=wrong).loss()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("min_posterior", [1e-3, 0.02])
+@pytest.mark.parametrize(("min_posterior", "by"), [(1e-3, 0.2), (0.02, 1e-3)])
 @pytest.mark.parametrize("tokens_per_block", [7, 60])
-def test_what_the_filter_leaves_out_stays_below_its_bound(min_posterior: float, tokens_per_block: int) -> None:
+def test_what_the_filter_leaves_out_stays_below_its_bound(
+    min_posterior: float, by: float, tokens_per_block: int
+) -> None:
     """With the identity as weight the gradient of the contexts is that of the logits."""
     problem = make_problem(60, components=6, features=30, classes=30, scale=5.0, bias=False)
     problem.prior_logits = problem.prior_logits * 16
     problem.target[::7] = -100
     problem.upstream["sum"].fill_(1)
-    problem = smoothed(replace(problem, weight=torch.eye(30, dtype=torch.float64)), 1e-3)
+    problem = smoothed(replace(problem, weight=torch.eye(30, dtype=torch.float64)), by)
     options = LossOptions(min_posterior=min_posterior, block_bytes=tokens_per_block * 6 * 32 * 8)
     exact, ours = (
         solve(problem, name, "sum", options=each) for name, each in (("reference", None), ("chunked", options))
     )
     assert ours.loss == pytest.approx(float(exact.loss), rel=1e-12)
-    lost = sum(
-        (a - b).abs().sum((1, 2)) if a is not None and b is not None else 0
-        for a, b in [(exact.gradients["context"], ours.gradients["context"])]
-    )
-    assert isinstance(lost, Tensor)
+    theirs, found = exact.gradients["context"], ours.gradients["context"]
+    assert theirs is not None
+    assert found is not None
+    lost = (theirs - found).abs().sum((1, 2))
     assert 0.01 * min_posterior < lost.max() <= 2 * 5 * min_posterior + 1e-12
     torch.testing.assert_close(ours.gradients["prior_logits"], exact.gradients["prior_logits"], rtol=1e-12, atol=1e-13)
 
@@ -275,12 +276,12 @@ def test_half_precision_keeps_the_gradients_of_components_that_matter_little() -
 
 def test_sums_in_float64_are_closer_to_the_truth() -> None:
     problem = smoothed(make_problem(500, components=3, features=8, classes=300, dtype=torch.float32))
-    truth = solve(problem.to(torch.float64), "reference", "sum")
+    truth = solve(problem.to(torch.float64), "reference", "none")
     errors = [
-        error(solve(problem, "chunked", "sum", options=LossOptions(accumulation_dtype=dtype)).loss, truth.loss)
+        error(solve(problem, "chunked", "none", options=LossOptions(accumulation_dtype=dtype)).loss, truth.loss)
         for dtype in (torch.float64, torch.float32)
     ]
-    assert errors[0] < errors[1] / 2
+    assert errors[0] < errors[1]  # the largest of 500
 
 
 def test_memory_layout_means_nothing() -> None:

@@ -22,6 +22,8 @@ def memory_of_call(problem: Problem, implementation: str, reduction: str, option
     """The first call of kernels is compared with PyTorch, which takes some rows of logits: of the second."""
     if implementation == "triton":
         call(problem, implementation, reduction, options)
+        for name in INPUTS:
+            getattr(problem, name).grad = None
     return memory_of(lambda: call(problem, implementation, reduction, options))
 
 

@@ -274,12 +274,12 @@ def test_a_launch_of_which_nothing_can_be_said_does_not_count(monkeypatch: pytes
 class Fails:
     """A kernel that cannot be launched."""
 
-    def __init__(self) -> None:
-        self.launches = 0
+    def __init__(self, error: Exception) -> None:
+        self.error, self.launches = error, 0
 
     def __getitem__(self, grid: tuple[int]) -> Any:
         self.launches += 1
-        raise RuntimeError("Failed to find C compiler")
+        raise self.error
 
 
 def fused(problem: Problem, implementation: str) -> Tensor:
@@ -298,7 +298,10 @@ def fused(problem: Problem, implementation: str) -> Tensor:
 def test_where_the_kernels_fail_auto_takes_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     from highrank.ops import triton_kernels
 
-    problem, fails = make_problem(5, components=3, dtype=torch.float32), Fails()
+    problem, fails = (
+        make_problem(5, components=3, dtype=torch.float32),
+        Fails(RuntimeError("Failed to find C compiler")),
+    )
     monkeypatch.setattr(triton_kernels, "target_log_prob_kernel", fails)
     with pytest.raises(triton.KernelError, match="RuntimeError: Failed to find C compiler"):
         fused(problem, "triton")
@@ -312,18 +315,33 @@ def test_where_the_kernels_fail_auto_takes_plain_pytorch(monkeypatch: pytest.Mon
 
 @interpreted
 @pytest.mark.usefixtures("fresh")
+def test_kernels_that_cannot_be_loaded_fail_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem(5, components=3, dtype=torch.float32)
+    monkeypatch.setitem(sys.modules, "highrank.ops.triton_kernels", None)
+    with pytest.warns(RuntimeWarning, match="fail on cpu, plain PyTorch takes their place .* ModuleNotFoundError: "):
+        fused(problem, "auto")
+
+
+@interpreted
+@pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("all of it"), RuntimeError("device-side assert triggered")])
 def test_what_is_not_the_kernels_fault_is_no_reason_to_give_up(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from highrank.ops import triton_kernels
+
     def fails(*arguments: Any) -> Any:
         raise error
 
     problem = make_problem(5, components=3, dtype=torch.float32)
-    with monkeypatch.context() as patch:
-        patch.setattr(triton, "_grown", fails)
-        with pytest.raises(type(error), match=str(error)):
-            fused(problem, "auto")
+    where = [(triton, "_grown", fails)]
+    if isinstance(error, torch.OutOfMemoryError):
+        where.append((triton_kernels, "target_log_prob_kernel", Fails(error)))
+    for module, name, instead in where:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, instead)
+            with pytest.raises(type(error), match=str(error)):
+                fused(problem, "auto")
     launches = recorded_launches(monkeypatch)
     fused(problem, "auto")
     assert launches

@@ -3,7 +3,8 @@
 Every implementation takes flattened, checked arguments: context (N, K, D), prior_logits (N, K), weight (V, D),
 bias (V) or None, target (N) with ``ignore_index`` for tokens that do not count, and returns the loss of each token (N)
 or their sum, which is differentiable, and log P(target | component) (N, K), which is not.
-``highrank.functional`` does the checking. Smoothed labels have a walk of their own, whichever is chosen.
+``highrank.functional`` does the checking. Smoothed labels have a walk of their own, but in the
+reference.
 """
 
 from highrank.ops.factored import factored_loss

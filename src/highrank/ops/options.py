@@ -32,11 +32,12 @@ class LossOptions:
         and on a CPU of 4 MiB.
     min_posterior: the posterior filter, which saves products on a CPU. A component whose posterior for a token is below
         this may be left out of the gradients of context, weight and bias (never of the prior's): what a token loses is
-        at most 2 * (K - 1) * min_posterior of L1 norm in its logits' gradients, whose norm is up to 2. With smoothed
-        labels the component's share of the label takes the posterior's place. Tokens of weight zero are left out in the
-        same way, exactly. Default: eps / (2 * K) of the accumulation dtype, so that what is left out stays below the
-        rounding of the sums; with an optimizer that divides by the gradient's size (Adam), a component that is dead for
-        every token then gets zero instead of next to nothing. 0 keeps every component.
+        at most 2 * (K - 1) * min_posterior of L1 norm in its logits' gradients, whose norm is up to 2 (up to a
+        min_posterior of 1 / K: from there on all may go). With smoothed labels the component's share of the label takes
+        the posterior's place. Tokens of weight zero are left out in the same way, exactly. Default: eps / (2 * K) of
+        the accumulation dtype, so that what is left out stays below the rounding of the sums; with an optimizer that
+        divides by the gradient's size (Adam), a component that is dead for every token then gets zero instead of next
+        to nothing. 0 keeps every component.
     """
 
     block_bytes: int | None = None

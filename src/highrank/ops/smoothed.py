@@ -70,12 +70,15 @@ def walk(
             mean_log_prob_N[some], share_s1V = _mix(logits_sKV, log_prior_NK[some], target_s11, settings, masses)
             if share_s1V is None:
                 continue
-            w_sKV = logits_sKV.mul_(share_s1V)
-            mass_sK1 = w_sKV.sum(dim=2, keepdim=True) if components > 1 else torch.ones_like(total_sK1)
-            mass_NK[some] = mass_sK1.squeeze(2)
-            if differentiated:
-                w_sKV.div_(mass_sK1.clamp_(min=torch.finfo(dtype).tiny))
-                torch.sub(room_sKV.div_(total_sK1), w_sKV, out=logits_sKV)
+            if components == 1:
+                mass_NK[some] = 1
+            else:
+                logits_sKV.mul_(share_s1V)
+                mass_sK1 = logits_sKV.sum(dim=2, keepdim=True)
+                mass_NK[some] = mass_sK1.squeeze(2)
+                logits_sKV.div_(mass_sK1.clamp_(min=torch.finfo(dtype).tiny))
+            if differentiated:  # softmax - w / mass
+                torch.sub(room_sKV.div_(total_sK1), logits_sKV, out=logits_sKV)
         if differentiated and token_weight is not None:
             grad_RV, kept_step = block_RU[:, :classes], step_of_kept(buffer_RU, settings)
             weights = mass_NK[part], token_weight[part].unsqueeze(1).to(dtype), settings.min_posterior, kept_step
@@ -99,8 +102,8 @@ def _log_softmax_in_place(logits_sKV: Tensor, room_sKV: Tensor) -> Tensor:
 def _mix(
     log_prob_sKV: Tensor, log_prior_sK: Tensor, target_s11: Tensor, settings: Settings, masses: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The mean over classes of the mixture's log-probabilities (s). With ``masses`` also what makes of the tensor, in
-    which something else is then, the labels' shares of the components, w."""
+    """The mean over classes of the mixture's log-probabilities (s). With ``masses`` also the factor (s, 1, V) that
+    makes w of what is left in the tensor; of one component the tensor is w, and the factor one."""
     components, classes = log_prob_sKV.shape[1:]
     least = settings.label_smoothing / classes
     if components == 1:  # it is responsible for every class

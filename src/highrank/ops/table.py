@@ -25,7 +25,7 @@ def _kernels_if_they_work(*arguments: Any, **keywords: Any) -> tuple[Tensor, Gra
     if device not in _GIVEN_UP:
         try:
             return triton.walk(*arguments, **keywords)
-        except (ImportError, triton.KernelError) as error:
+        except triton.KernelError as error:
             _GIVEN_UP.add(device)
             warnings.warn(
                 f"highrank: the loss's kernels fail on {device}, plain PyTorch takes their place "

@@ -36,7 +36,7 @@ INTERPRET_WHEN = ("1", "true", "yes", "on", "y")  # as triton reads TRITON_INTER
 
 
 class KernelError(RuntimeError):
-    """The first launch of a binary failed, or gave wrong numbers."""
+    """The first launch of a binary failed, or gave wrong numbers, or the kernels could not be loaded."""
 
 
 def cannot_run(device: torch.device) -> str | None:
@@ -66,7 +66,10 @@ def walk(
     settings: Settings,
 ) -> tuple[Tensor, Gradients]:
     """See ``ops.walk.Walk``."""
-    from highrank.ops.triton_kernels import target_log_prob  # triton is optional, and slow to import
+    try:
+        from highrank.ops.triton_kernels import target_log_prob  # triton is optional, and slow to import
+    except Exception as error:  # an installation that is broken, or of a release that is too different
+        raise KernelError(f"{type(error).__name__}: {error}") from error
 
     tokens, components, features = context.shape
     classes, dtype = weight.shape[0], settings.accumulation_dtype

@@ -125,8 +125,12 @@ def target_log_prob(logits_RU: Tensor, target_N: Tensor, dtype: torch.dtype, gra
             launched()
             return log_prob_R
         given_rU = logits_RU[:CHECKED_ROWS].to(dtype, copy=True)
+        if logits_RU.is_cuda:
+            torch.cuda.current_stream().synchronize()  # what has failed before would be taken for this one's failure
         try:
             launched()
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # no C compiler, a driver that does not load the binary, ...
             raise KernelError(f"{type(error).__name__}: {error}") from error
         if _is_right(given_rU, target_N, log_prob_R, logits_RU if gradient else None):
