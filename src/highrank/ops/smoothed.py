@@ -68,9 +68,9 @@ def walk(
             target_s11 = target[some].view(-1, 1, 1)
             log_prob_NK[some] = logits_sKV.gather(2, target_s11.expand(-1, components, 1)).squeeze(2)
             mean_log_prob_N[some], share_s1V = _mix(logits_sKV, log_prior_NK[some], target_s11, settings, masses)
-            if share_s1V is None:
+            if not masses:
                 continue
-            if components == 1:
+            if share_s1V is None:
                 mass_NK[some] = 1
             else:
                 logits_sKV.mul_(share_s1V)
@@ -103,15 +103,14 @@ def _mix(
     log_prob_sKV: Tensor, log_prior_sK: Tensor, target_s11: Tensor, settings: Settings, masses: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The mean over classes of the mixture's log-probabilities (s). With ``masses`` also the factor (s, 1, V) that
-    makes w of what is left in the tensor; of one component the tensor is w, and the factor one."""
+    makes w of what is left in the tensor; None of one component, where it is w already."""
     components, classes = log_prob_sKV.shape[1:]
     least = settings.label_smoothing / classes
     if components == 1:  # it is responsible for every class
         mean_s = log_prob_sKV.mean(dim=(1, 2))
-        if not masses:
-            return mean_s, None
-        log_prob_sKV.fill_(least).scatter_(2, target_s11, 1 - settings.label_smoothing + least)
-        return mean_s, log_prob_sKV.new_ones(())
+        if masses:
+            log_prob_sKV.fill_(least).scatter_(2, target_s11, 1 - settings.label_smoothing + least)
+        return mean_s, None
 
     limits = torch.finfo(log_prob_sKV.dtype)
     joint_sKV = log_prob_sKV.add_(log_prior_sK.unsqueeze(2))
