@@ -26,7 +26,6 @@ __all__ = [
     "logits_of",
     "new_gradients",
     "softmax_rows",
-    "step_of_kept",
     "strip_buffer",
     "strip_like",
     "strips",
@@ -99,10 +98,8 @@ def walk(
         if grads.prior_logits is not None:
             grads.prior_logits[part].sub_(posterior_bK).mul_(token_weight_b1)
         if differentiated:
-            grad_RV, kept_step = block_RU[:, : len(weight)], step_of_kept(buffer_RU, settings)
-            grad_context_RD = None if grads.context is None else grads.context[part].view(-1, features)
-            weights = posterior_bK, token_weight_b1, settings.min_posterior, kept_step
-            add_kept_products(grad_RV, *weights, context_RD, weight, grad_context_RD, grads, strip_SU)
+            weights = posterior_bK, token_weight_b1, settings.min_posterior
+            add_kept_products(block_RU, len(buffer_RU), part, *weights, context_RD, weight, grads, strip_SU)
 
     if grads.prior_logits is not None:
         grads = grads._replace(prior_logits=grads.prior_logits.to(prior_logits.dtype))
@@ -221,26 +218,24 @@ def _softmax_in_place(
     return log_prob_R
 
 
-def step_of_kept(buffer_RU: Tensor, settings: Settings) -> int:
-    """The number of rows that are kept of a block is a multiple of this."""
-    return max(1, len(buffer_RU) // KEPT_NUMBERS) if buffer_RU.dtype != settings.accumulation_dtype else 1
-
-
 def add_kept_products(
-    grad_RV: Tensor,
+    block_RU: Tensor,
+    most_rows: int,
+    part: slice,
     posterior_bK: Tensor,
     token_weight_b1: Tensor,
     min_posterior: float,
-    kept_step: int,
     context_RD: Tensor,
     weight: Tensor,
-    grad_context_RD: Tensor | None,
     grads: Gradients,
     strip_SU: Tensor | None,
 ) -> None:
-    """``add_products`` of rows whose weight is posterior * token weight, where it counts."""
-    row_weight_R1 = (posterior_bK * token_weight_b1).view(-1, 1)
-    kept_R = _kept_rows(posterior_bK, token_weight_b1, min_posterior, weight.shape[1], kept_step)
+    """``add_products`` of a block (``part`` of the tokens; ``most_rows`` in a full one), whose rows have the weight
+    posterior * token weight: of those that count."""
+    grad_RV, row_weight_R1 = block_RU[:, : len(weight)], (posterior_bK * token_weight_b1).view(-1, 1)
+    grad_context_RD = None if grads.context is None else grads.context[part].view(-1, weight.shape[1])
+    step = 1 if strip_SU is None else max(1, most_rows // KEPT_NUMBERS)
+    kept_R = _kept_rows(posterior_bK, token_weight_b1, min_posterior, weight.shape[1], step)
     if kept_R is None:
         add_products(grad_RV, row_weight_R1, context_RD, weight, grad_context_RD, grads, strip_SU)
         return

@@ -22,7 +22,6 @@ from highrank.ops.chunked import (
     block_buffer,
     logits_of,
     new_gradients,
-    step_of_kept,
     strip_like,
     strips,
 )
@@ -80,10 +79,8 @@ def walk(
             if differentiated:  # softmax - w / mass
                 torch.sub(room_sKV.div_(total_sK1), logits_sKV, out=logits_sKV)
         if differentiated and token_weight is not None:
-            grad_RV, kept_step = block_RU[:, :classes], step_of_kept(buffer_RU, settings)
-            weights = mass_NK[part], token_weight[part].unsqueeze(1).to(dtype), settings.min_posterior, kept_step
-            grad_context_RD = None if grads.context is None else grads.context[part].view(-1, features)
-            add_kept_products(grad_RV, *weights, context_RD, weight, grad_context_RD, grads, strip_SU)
+            weights = mass_NK[part], token_weight[part].unsqueeze(1).to(dtype), settings.min_posterior
+            add_kept_products(block_RU, len(buffer_RU), part, *weights, context_RD, weight, grads, strip_SU)
 
     if token_weight is not None and needs.prior_logits:
         grad_NK = log_prior_NK.exp().sub_(mass_NK).mul_(token_weight.unsqueeze(1))
