@@ -26,12 +26,12 @@ def benchmark_table() -> str:
             [
                 f"`{path.stem}`",
                 question,
-                "; ".join(
-                    f"[{name}](../benchmarks/results/{name}): `{results[name]['about']['command']}`, "
-                    f"commit {results[name]['about']['commit']}"
-                    for name in answers
-                )
-                or "-",
+                ", ".join(f"[{_shown(path, name)}](../benchmarks/results/{name})" for name in answers) or "-",
             ]
         )
     return table(["file", "question", "results"], rows)
+
+
+def _shown(path: Path, name: str) -> str:
+    """What the name of a result says beside that of its benchmark."""
+    return name.removeprefix(path.stem).removesuffix(".json").strip("._") or path.stem

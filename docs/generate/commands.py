@@ -12,9 +12,11 @@ ALWAYS = ("-h", "--help")
 
 
 def command_reference() -> str:
-    return "\n".join(
-        section for name, help, parser in _commands(make_parser()) for section in _section(name, help, parser)
+    commands = list(_commands(make_parser()))
+    listed = table(
+        ["command", "what it does"], [[f"[`{name}`](#{name.replace(' ', '-')})", help] for name, help, _ in commands]
     )
+    return "\n".join([listed, *(section for command in commands for section in _section(*command))])
 
 
 def _commands(

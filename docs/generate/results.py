@@ -50,7 +50,14 @@ def paper_table(corpus: str) -> str:
 def rank_table() -> str:
     """The paper's ranks, and every one that a file of results has."""
     rows = [
-        [f"the paper: {_head(at)}", str(at["context_features"]), f"{at['vocabulary']:,}", "", f"{at['rank']:,}", "", ""]
+        [
+            f"the paper: {_head(at)}",
+            str(at["context_features"]),
+            f"{at['vocabulary']:,}",
+            "",
+            f"{at['rank']:,}",
+            *[""] * 5,
+        ]
         for at in PAPER_RANKS
     ]
     for file, found in read_results().items():
@@ -66,32 +73,30 @@ def rank_table() -> str:
                     f"{at['contexts']:,}",
                     f"{at['numerical_rank']:,}",
                     f"{at['bound']:,}" if at["bound"] else "none",
+                    *_counts_above(at, 1e-3, 1e-4),
+                    f"{at['mean_kl_nats']:.2f}",
                     f"[{file}](../benchmarks/results/{file})",
                 ]
             )
-    head = ["log-probability matrix", "D", "words", "contexts", "rank", "bound", "source"]
-    return table(head, rows, numbers=range(1, 6))
+    head = ["log-probability matrix", "D", "words", "contexts", "rank", "bound", "above 1e-3", "above 1e-4"]
+    return table([*head, "mean KL, nats", "source"], rows, numbers=range(1, 9))
 
 
 def run_list() -> str:
     """What was run, where, when, and the file that keeps it."""
-    rows = []
+    items = []
     for name, found in read_results().items():
         about = found["about"]
         if "what" not in about:
             continue  # a benchmark: the page of benchmarks has it
         device = about["device"]
         where = device if isinstance(device, str) else _device(device)
-        rows.append(
-            [
-                about["what"],
-                f"`{about['command']}`",
-                f"{where}; PyTorch {about['versions']['torch']}",
-                f"commit {about['commit']}, {about['date']}",
-                f"[{name}](../benchmarks/results/{name})",
-            ]
+        items.append(
+            f"- **{about['what'][0].upper()}{about['what'][1:]}.** {where}; PyTorch {about['versions']['torch']}; "
+            f"commit {about['commit']}, {about['date']}; [{name}](../benchmarks/results/{name}).\n"
+            f"  `{about['command']}`\n"
         )
-    return table(["what", "command", "machine", "code", "log"], rows)
+    return "".join(items)
 
 
 def tutorial_table() -> str:
@@ -107,7 +112,7 @@ def tutorial_table() -> str:
                 f"{rank['context_features']}",
                 f"{rank['bound']:,}" if rank["bound"] else "none",
                 f"{rank['numerical_rank']:,} of {rank['contexts']:,}",
-                *(f"{at['rank']:,}" for at in rank["ranks"] if at["relative_threshold"] in (1e-3, 1e-6)),
+                *_counts_above(rank, 1e-3, 1e-6),
                 f"{rank['mean_kl_nats']:.2f}",
             ]
         )
@@ -168,6 +173,10 @@ def _our_row(run: Run) -> list[str]:
 
 def _perplexities(stage: dict[str, Any]) -> tuple[float, ...]:
     return tuple(stage[split]["perplexity"] for split in ("valid", "test"))
+
+
+def _counts_above(rank: Mapping[str, Any], *thresholds: float) -> list[str]:
+    return [f"{at['rank']:,}" for at in rank["ranks"] if at["relative_threshold"] in thresholds]
 
 
 def _head(at: Mapping[str, Any]) -> str:
