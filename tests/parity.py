@@ -97,6 +97,19 @@ def make_problem(
     return problem.to(dtype)
 
 
+def assert_the_mean_has_no_tilt(implementation: str, device: str) -> None:
+    """1 / 350 in bfloat16 is 0.13% too large, and all gradients of a mean over 350 tokens would be."""
+    problem = make_problem(350, components=2, features=16, classes=40, dtype=torch.bfloat16)
+    problem.upstream = {"sum": torch.tensor(1.0), "mean": torch.tensor(1.0)}
+    problem = problem.on(device)
+    whole, mean = (solve(problem, implementation, reduction).gradients["weight"] for reduction in ("sum", "mean"))
+    assert whole is not None
+    assert mean is not None
+    ratio = 350 * mean.double().abs().sum() / whole.double().abs().sum()
+    assert abs(float(torch.tensor(1 / 350).bfloat16()) * 350 - 1) > 1e-3
+    assert abs(ratio - 1) < 3e-4
+
+
 class Size(NamedTuple):
     """``scale`` is about the standard deviation of the logits."""
 

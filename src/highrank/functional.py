@@ -1,6 +1,5 @@
 """Public operations on a mixture of softmaxes: check shapes, choose an implementation, return."""
 
-from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral, Real
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from highrank.ops import FLOP_FORMULAS, LossOptions, Settings, check_options, choose, fused_log_prob
+from highrank.ops.autocast import has_autocast, without_autocast
 from highrank.ops.reference import mixture_log_prob as reference_log_prob
 
 __all__ = [
@@ -55,21 +55,22 @@ def mixture_cross_entropy(
 
     Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V); target (*), int64. Dtypes: float32, float64,
     bfloat16 or float16, one for all inputs; autocast casts them as it does those of ``linear``.
-    Returns a scalar in nats, or (*) for ``reduction="none"``. ``chunked`` and ``triton`` accumulate half precision in
-    float32 and return that. The mean is over the tokens that are not ``ignore_index``; as in PyTorch it is NaN if there
-    are none. ``label_smoothing`` is as in PyTorch's ``cross_entropy``: a class of no probability makes it infinite.
+    Returns a scalar in nats, or (*) for ``reduction="none"``. Half precision is accumulated in float32 and returned in
+    that, but for ``reference``'s loss of each token. The mean is over the tokens that are not ``ignore_index``; as in
+    PyTorch it is NaN if there are none. ``label_smoothing`` is as in PyTorch's ``cross_entropy``: a class of no
+    probability makes it infinite.
     Memory beside inputs and gradients: a block of ``options.block_bytes``, copies of its contexts, and O(tokens * K).
     Where sums have a longer dtype than the inputs (half precision) also the sum of the weight's gradient in it, and for
     ``chunked`` parts of the block and of that gradient (see ``LossOptions``); for ``triton`` a copy of a weight that
     has a bias or sizes that are not round, and at the first launch of each binary twice eight rows of logits. With
     ``label_smoothing``, which ``triton`` leaves to ``chunked``, another such part, and for K > 1 three K-ths of one.
     For mean and sum the gradients are held from forward to backward, which scales them in place, or a copy if the graph
-    is kept; for none, and always in float16, whose range a sum of gradients can leave before it is scaled, only the
-    inputs are, and backward walks again.
+    is kept or compiled; for none, and always in float16, whose range a sum of gradients can leave before it is scaled,
+    only the inputs are, and backward walks again.
     Gradients are exact for every reduction (within rounding: see ``LossOptions.min_posterior``); a second derivative
     raises, and so do forward mode and derivatives by ``torch.func`` (only ``implementation="reference"`` has them).
     Raises ValueError (for ``options`` TypeError) naming the argument, what was expected and what came. A target out of
-    range is looked for on the CPU only; elsewhere the fused implementations make its loss NaN.
+    range is looked for on the CPU only; elsewhere its loss is NaN.
     Source: Yang et al. 2018, section 2.2 (arXiv 1711.03953).
     """
     loss, _ = _loss(
@@ -145,7 +146,7 @@ def _loss(
     settings = _settings(options, context, weight, float(label_smoothing))
     target_N = target.reshape(-1)
 
-    with _no_autocast(context.device.type):  # dtypes are settled: sums must not be cast down again
+    with without_autocast(context.device.type):  # dtypes are settled: sums must not be cast down again
         loss, log_prob_NK = compute(
             context.reshape(-1, *context.shape[-2:]),
             prior_logits.reshape(-1, prior_logits.shape[-1]),
@@ -196,7 +197,7 @@ def mixture_log_prob(
     choose(implementation, context.device)
     inputs = context.reshape(-1, *context.shape[-2:]), prior_logits.reshape(-1, prior_logits.shape[-1]), weight, bias
     settings = _settings(options, context, weight)
-    with _no_autocast(context.device.type):
+    with without_autocast(context.device.type):
         if implementation == "reference":
             log_prob_NV = reference_log_prob(*inputs)
         else:
@@ -214,7 +215,7 @@ def _autocast(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Under autocast the products run in its dtype, as in ``linear``; gradients come back in the inputs' own."""
     device_type = context.device.type
-    if not _has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
+    if not has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
         return context, prior_logits, weight, bias
     dtype = torch.get_autocast_dtype(device_type)
 
@@ -222,17 +223,6 @@ def _autocast(
         return x if x.dtype == torch.float64 or not x.is_floating_point() else x.to(dtype)
 
     return cast(context), cast(prior_logits), cast(weight), None if bias is None else cast(bias)
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager[object]:
-    return torch.autocast(device_type, enabled=False) if _has_autocast(device_type) else nullcontext()
-
-
-def _has_autocast(device_type: str) -> bool:
-    """Not on "meta", where only shapes are computed."""
-    if torch.compiler.is_compiling():  # PyTorch 2.11's compiler cannot trace the question
-        return device_type != "meta"
-    return torch.amp.is_autocast_available(device_type)
 
 
 def _check(context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None) -> None:

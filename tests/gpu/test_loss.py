@@ -9,10 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from highrank import LossOptions, mixture_cross_entropy
+from highrank import LossOptions, mixture_cross_entropy, mixture_log_prob
 from tests.gpu.marks import compiled, on_a_gpu
 from tests.implementations import every_reduction
-from tests.parity import SIZES, Problem, Size, assert_no_worse_than_naive, assert_same, make_problem, solve
+from tests.parity import (
+    INPUTS,
+    SIZES,
+    Problem,
+    Size,
+    assert_no_worse_than_naive,
+    assert_same,
+    assert_the_mean_has_no_tilt,
+    make_problem,
+    solve,
+)
 
 pytestmark = on_a_gpu
 
@@ -22,9 +32,10 @@ every_fused = pytest.mark.parametrize("implementation", ["chunked", pytest.param
 LARGE = (Size(20, 15, 300, 33_278, 1.0), Size(20, 1, 512, 128_256, 1.0))
 
 
-@every_fused
 @pytest.mark.parametrize("components", [1, 3, 15])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("implementation", "smoothing"), [("chunked", 0.0), ("chunked", 0.1), pytest.param("triton", 0.0, marks=compiled)]
+)
 def test_the_loss_and_its_gradients_are_those_of_the_cpu(
     components: int, implementation: str, smoothing: float
 ) -> None:
@@ -42,6 +53,25 @@ def test_the_loss_and_its_gradients_are_those_of_the_cpu(
     for on_cpu, on_gpu in zip(*results, strict=True):
         assert on_gpu is not None
         torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_log_probabilities_and_their_gradients_are_those_of_the_cpu(components: int) -> None:
+    problem = make_problem(37, components=components, features=20, classes=501)
+    upstream = torch.randn(37, 501, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    results = []
+    for device in ("cpu", "cuda"):
+        there = problem.on(device)
+        leaves = [getattr(there, name).requires_grad_() for name in INPUTS]
+        log_prob = mixture_log_prob(*leaves[:3], bias=leaves[3])
+        results.append([log_prob, *torch.autograd.grad(log_prob, leaves, upstream.to(device))])
+    for on_cpu, on_gpu in zip(*results, strict=True):
+        torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-10, atol=1e-12)
+
+
+@every_fused
+def test_the_factor_of_the_mean_is_not_rounded(implementation: str) -> None:
+    assert_the_mean_has_no_tilt(implementation, "cuda")
 
 
 @cache

@@ -125,6 +125,15 @@ def test_a_wrong_target_is_named_in_a_compiled_model_too() -> None:
         compiled(x, target)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_wrong_target_makes_the_definition_nan_where_it_cannot_be_looked_at() -> None:
+    torch._dynamo.reset()
+    problem = make_problem(4)
+    problem.target[2] = 7
+    compiled = torch.compile(lambda: problem.loss(implementation="reference", reduction="none"), backend="eager")
+    assert compiled().isnan().tolist() == [False, False, True, False]
+
+
 @every_reduction
 def test_activation_checkpointing(reduction: str) -> None:
     plain, checkpointed = twins(reduction, checkpointed=True)

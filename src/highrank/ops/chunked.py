@@ -12,7 +12,7 @@ nothing of size (N, K, V). See docs/mathematics.md for the derivation.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ __all__ = [
     "strip_like",
     "strips",
     "subtract_targets",
-    "vector_rows",
     "walk",
+    "whole_vectors",
 ]
 
 # Rows that begin on a vector's boundary: a ragged V or D costs a matrix product on a CPU much of its speed, by the
@@ -108,29 +108,31 @@ def walk(
 
 def new_gradients(context: Tensor, weight: Tensor, needs: Needs, dtype: torch.dtype) -> Gradients:
     """Room for those of context, weight and bias; the last two, in ``dtype``, are zero."""
+    features = weight.shape[1]
     return Gradients(
         context.new_empty(context.shape) if needs.context else None,
         None,
-        vector_rows(weight.new_zeros, len(weight), weight.shape[1], dtype) if needs.weight else None,
+        weight.new_zeros((len(weight), whole_vectors(features, dtype)), dtype=dtype)[:, :features]
+        if needs.weight
+        else None,
         weight.new_zeros(len(weight), dtype=dtype) if needs.bias else None,
     )
 
 
-def vector_rows(new: Callable[..., Tensor], rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """(rows, columns), a view of a tensor whose rows are a whole number of vectors long."""
-    return new((rows, round_up(columns, ROW_BYTES // dtype.itemsize)), dtype=dtype)[:, :columns]
+def whole_vectors(columns: int, dtype: torch.dtype) -> int:
+    """How long a row of so many numbers is made."""
+    return round_up(columns, ROW_BYTES // dtype.itemsize)
 
 
 def _logits_buffer(rows: int, weight: Tensor) -> Tensor:
     """Room for rows of logits (R, U): U = V made round."""
-    columns = vector_rows(weight.new_empty, 0, len(weight), weight.dtype).stride(0)
-    return weight.new_empty((rows, columns))
+    return weight.new_empty((rows, whole_vectors(len(weight), weight.dtype)))
 
 
 def block_buffer(context: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     """Room for a block of logits: R = rows = tokens in block * K."""
     tokens, components, features = context.shape
-    widest = max(_logits_buffer(0, weight).stride(0), features)  # the products have rows of D numbers
+    widest = max(whole_vectors(len(weight), weight.dtype), features)  # the products have rows of D numbers
     block = max(1, settings.block_bytes // (components * widest * weight.itemsize))
     return _logits_buffer(min(block, max(tokens, 1)) * components, weight)
 
@@ -286,7 +288,7 @@ def add_products(
     """Write the gradient of the contexts, and add to those of weight and bias, from unweighted rows of the logits'."""
     features = weight.shape[1]
     if grad_context_RD is not None:
-        torch.mul(torch.mm(grad_RV, weight), row_weight_R1.to(weight.dtype), out=grad_context_RD)
+        torch.mul(torch.mm(grad_RV, weight), row_weight_R1, out=grad_context_RD)
     if grads.weight is not None:
         scaled_RD = (context_RD * row_weight_R1).to(weight.dtype)
         if strip_SU is None:

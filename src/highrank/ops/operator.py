@@ -26,7 +26,8 @@ from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
 from highrank.ops import smoothed
-from highrank.ops.target import check_target
+from highrank.ops.autocast import without_autocast
+from highrank.ops.target import sort_targets
 from highrank.ops.walk import Gradients, Needs, Settings, Walk
 
 __all__ = [
@@ -96,14 +97,9 @@ def _walk(
     """Loss (N), log P(target | component) (N, K) and the gradients of ``sum(token_weight * loss)``."""
     ignore_index, implementation = how[:2]
     settings = Settings(*how[2:])
-    num_classes = inputs[2].shape[0]
-    check_target(target, num_classes, ignore_index)
-    counts_N = target != ignore_index
-    in_range_N = (target >= 0) & (target < num_classes)
-    wrong_N = counts_N & ~in_range_N  # where that was not looked at: such a token's loss and gradients are NaN
+    safe_target_N, counts_N, wrong_N = sort_targets(target, inputs[2].shape[0], ignore_index)
     if token_weight is not None:
         token_weight = token_weight.masked_fill(~counts_N, 0).masked_fill_(wrong_N, torch.nan)
-    safe_target_N = target.where(in_range_N, 0)
     arguments = (*inputs, safe_target_N, token_weight, needs, settings)
     if settings.label_smoothing:
         log_prob_NK, mean_log_prob_N, grads = smoothed.walk(*arguments)
@@ -196,7 +192,8 @@ def define(
     untraced = _disable_dynamo(kernel)
 
     def run(*arguments: Any) -> Any:
-        return untraced(*arguments) if "torch._dynamo" in sys.modules else kernel(*arguments)
+        with without_autocast(arguments[0].device.type):  # of backward: it may be called where autocast is on
+            return untraced(*arguments) if "torch._dynamo" in sys.modules else kernel(*arguments)
 
     torch.library.define(f"highrank::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
     torch.library.impl(f"highrank::{name}", "default", run)
@@ -243,10 +240,12 @@ def _scale_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tu
         raise RuntimeError(
             f"{WHAT} was traced where no gradient was wanted, as under no_grad: export it with grad mode on"
         )
-    # The factor has no dimension, so the gradients keep their dtype; rounded to half precision it would tilt them all.
+    # Rounded to half precision the factor would tilt all gradients. A CPU does not round one without dimensions; a GPU
+    # does, unless it has one, and needs no copy in the longer dtype then.
+    factor = upstream if upstream.device.type == "cpu" else upstream.view(1)
     if _is_plain(upstream) and _is_last_backward():  # nobody else has seen these tensors, and nobody will
-        return for_inputs(ctx, [grad.mul_(upstream) for grad in ctx.saved_tensors])
-    return for_inputs(ctx, [grad * upstream for grad in ctx.saved_tensors])
+        return for_inputs(ctx, [grad.mul_(factor) for grad in ctx.saved_tensors])
+    return for_inputs(ctx, [(grad * factor).to(grad.dtype) for grad in ctx.saved_tensors])
 
 
 def _is_plain(upstream: Tensor) -> bool:

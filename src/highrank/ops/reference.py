@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from highrank.ops.target import check_target
+from highrank.ops.target import sort_targets
 from highrank.ops.walk import Settings
 
 __all__ = ["component_log_prob", "mixture_log_prob", "mixture_loss", "mixture_of"]
@@ -30,21 +30,18 @@ def mixture_loss(
 ) -> tuple[Tensor, Tensor]:
     """The loss of each token (N) in nats, zero where ignored, or their sum; and log P(target | component) (N, K).
 
-    Of ``settings`` only the label smoothing counts: sums have the inputs' dtype.
+    The sum over tokens has ``settings.accumulation_dtype``, which what thousands of them add up to is in the range of;
+    all else has the inputs' dtype.
     """
-    if not torch.compiler.is_compiling():  # a compiler cannot look at a value either
-        check_target(target, weight.shape[0], ignore_index)
+    target_N, counts_N, wrong_N = sort_targets(target, weight.shape[0], ignore_index)
     log_prob_NKV = component_log_prob(context, weight, bias)
-    reduction = "sum" if summed else "none"
     log_prob_NV = mixture_of(prior_logits, log_prob_NKV)
-    loss = F.nll_loss(log_prob_NV, target, ignore_index=ignore_index, reduction=reduction)
+    loss_N = -log_prob_NV.gather(1, target_N.unsqueeze(1)).squeeze(1)
     if settings.label_smoothing:
-        spread_N = log_prob_NV.mean(dim=1).neg().masked_fill(target == ignore_index, 0)
-        spread = spread_N.sum() if summed else spread_N
-        loss = (1 - settings.label_smoothing) * loss + settings.label_smoothing * spread
-    safe_target_N11 = target.where(target != ignore_index, 0).view(-1, 1, 1)
-    log_prob_NK = log_prob_NKV.detach().gather(2, safe_target_N11.expand(-1, log_prob_NKV.shape[1], 1)).squeeze(2)
-    return loss, log_prob_NK
+        loss_N = (1 - settings.label_smoothing) * loss_N - settings.label_smoothing * log_prob_NV.mean(dim=1)
+    loss_N = loss_N.masked_fill(wrong_N, torch.nan).masked_fill(~counts_N, 0)
+    log_prob_NK = log_prob_NKV.detach().gather(2, target_N.view(-1, 1, 1).expand(-1, log_prob_NKV.shape[1], 1))
+    return loss_N.sum(dtype=settings.accumulation_dtype) if summed else loss_N, log_prob_NK.squeeze(2)
 
 
 def component_log_prob(context: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -85,10 +85,10 @@ def walk(
     log_prob_NK = torch.empty_like(log_prior_NK)
     grad_context = context.new_empty(context.shape) if needs.context else None
     # Of d weight_UE the columns that are asked for (C). A single block's product is rounded once, whatever its dtype.
-    first, last = 0 if needs.weight else features, width if needs.bias else features
+    first = 0 if needs.weight else features
     sum_dtype = weight.dtype if block >= tokens else dtype
     allocate = weight.new_empty if tokens else weight.new_zeros
-    grad_UC = allocate((columns, last - first), dtype=sum_dtype) if needs.weight or needs.bias else None
+    grad_UC = allocate((columns, width - first), dtype=sum_dtype) if needs.weight or needs.bias else None
     gradient = token_weight is not None and (grad_context is not None or grad_UC is not None)
 
     for start in range(0, tokens, block):
@@ -111,7 +111,7 @@ def walk(
             torch.mul(product_RD, row_weight_R1, out=grad_context[part].view(-1, features))
         if grad_UC is not None:
             weighted_RE = torch.mul(context_RE, row_weight_R1, out=torch.empty_like(context_RE))
-            _add_product(grad_UC, block_RU.t(), weighted_RE[:, first:last], beta=min(start, 1))
+            _add_product(grad_UC, block_RU.t(), weighted_RE[:, first:], beta=min(start, 1))
 
     grad_prior = grad_weight = grad_bias = None
     if needs.prior_logits and token_weight is not None:
@@ -119,7 +119,7 @@ def walk(
         grad_prior = torch.softmax(prior_logits.to(dtype), dim=1).sub_(posterior_NK)
         grad_prior = grad_prior.mul_(token_weight.unsqueeze(1)).to(prior_logits.dtype)
     if needs.weight and grad_UC is not None:
-        grad_weight = grad_UC[:classes, :features].to(weight.dtype).contiguous()
+        grad_weight = grad_UC[:classes, :features]  # made compact when the block is gone
     if needs.bias and grad_UC is not None:
         grad_bias = grad_UC[:classes, features - first].to(weight.dtype, copy=True)  # no view beside that of the weight
     return log_prob_NK, Gradients(grad_context, grad_prior, grad_weight, grad_bias)
