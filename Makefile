@@ -5,6 +5,7 @@ VENV    ?= .venv
 WORKERS ?= 2
 ARGS    ?=
 GPU_TEST_S ?= 300
+GPU_BENCH_S ?= 600
 RECIPE  ?= penn
 OUT     ?= runs/$(basename $(notdir $(RECIPE)))
 
@@ -65,7 +66,7 @@ test-gpu: $(DEV) ## the tests that need a CUDA device
 	@$(FROM_SOURCE) $(PY) -m tests.gpu.preflight
 	@# A process for each file, which is ended if the device hangs: after an illegal access nothing works in that process.
 	@failed=; for file in tests/gpu/test_*.py; do \
-	    TRITON_INTERPRET=0 timeout $(GPU_TEST_S) $(PYTEST) -m gpu $$file $(ARGS) || failed="$$failed $$file"; \
+	    TRITON_INTERPRET=0 timeout -k 10 $(GPU_TEST_S) $(PYTEST) -m gpu -W default $$file $(ARGS) || failed="$$failed $$file"; \
 	    done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 lint: $(DEV) ## ruff's rules
@@ -104,7 +105,8 @@ bench: ## list the benchmarks
 
 bench-gpu: $(DEV) ## run the benchmarks that have a --device on a CUDA device
 	@failed=; for file in $(BENCHMARKS_GPU); do \
-	    echo "== $$file"; $(FROM_SOURCE) $(PY) -m $$(echo $${file%.py} | tr / .) --device cuda $(ARGS) || failed="$$failed $$file"; \
+	    echo "== $$file"; $(FROM_SOURCE) timeout -k 10 $(GPU_BENCH_S) $(PY) -m $$(echo $${file%.py} | tr / .) --device cuda $(ARGS) \
+	        || failed="$$failed $$file"; \
 	    done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 reproduce-penn: $(DEMO) ## the paper's Penn Treebank recipe from start to end, resumable, checked against its promise

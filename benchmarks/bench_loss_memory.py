@@ -36,8 +36,9 @@ def measure(size: Size, dtype: torch.dtype, device: str) -> dict[str, Any]:
     for name, loss in candidates(size, device).items():
         try:
             found[name] = working_bytes(loss, case)
-        except torch.OutOfMemoryError as error:  # a result, not a reason to stop
-            found[name] = f"out of memory: {str(error).splitlines()[0]}"
+        except Exception as error:  # a result, not a reason to stop
+            why = "out of memory" if isinstance(error, torch.OutOfMemoryError) else type(error).__name__
+            found[name] = f"{why}: {str(error).partition(chr(10))[0]}"
             for leaf in case.leaves:
                 leaf.grad = None
             torch.cuda.empty_cache()

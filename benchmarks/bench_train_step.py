@@ -50,6 +50,7 @@ OURS_ON_A_GPU |= {
 # On a CPU: the same with large pages.
 OURS_ON_A_CPU = {"highrank, large pages": ()}
 TEXTBOOK, TEXTBOOK_IN_LARGE_PAGES = "textbook", "textbook, large pages"
+TEXTBOOK_AUTOCAST = "textbook, bfloat16 autocast"  # on a GPU: what half precision alone brings
 TEXTBOOK_EPSILON = 1e-8  # inside the original's logarithm
 
 
@@ -78,7 +79,7 @@ def our_step(
     return step
 
 
-def textbook_step(model: TextbookModel, config: Config, columns: Columns) -> Step:
+def textbook_step(model: TextbookModel, config: Config, columns: Columns, *, autocast: bool = False) -> Step:
     """The same update by the original's formula."""
     train, device = config.train, model.prior.weight.device
     optimizer = torch.optim.SGD(model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
@@ -87,20 +88,21 @@ def textbook_step(model: TextbookModel, config: Config, columns: Columns) -> Ste
 
     def step() -> Tensor:
         nonlocal hidden, start
-        segment = columns.segment(start, train.bptt)
-        loss, hidden = accumulated_step(
-            model,
-            optimizer,
-            segment.tokens.to(device),
-            segment.target.to(device),
-            hidden,
-            lr=train.lr,
-            seq_len=train.bptt,
-            bptt=train.bptt,
-            alpha=train.alpha,
-            beta=train.beta,
-            clip=train.clip,
-        )
+        segment = columns.segment(start, train.bptt).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            loss, hidden = accumulated_step(
+                model,
+                optimizer,
+                segment.tokens,
+                segment.target,
+                hidden,
+                lr=train.lr,
+                seq_len=train.bptt,
+                bptt=train.bptt,
+                alpha=train.alpha,
+                beta=train.beta,
+                clip=train.clip,
+            )
         start += train.bptt
         return loss
 
@@ -118,7 +120,8 @@ def make_step(candidate: str, recipe: str, data: str | None, device: str = "cpu"
     if candidate in ours:
         step = our_step(build_model(config, words).to(device), config, columns)
     else:
-        step = textbook_step(textbook_model(config, words, epsilon=TEXTBOOK_EPSILON).to(device), config, columns)
+        model = textbook_model(config, words, epsilon=TEXTBOOK_EPSILON).to(device)
+        step = textbook_step(model, config, columns, autocast=candidate == TEXTBOOK_AUTOCAST)
 
     def steps() -> float:
         losses = [step() for _ in range(STEPS_A_CALL[torch.device(device).type])]
@@ -149,6 +152,8 @@ def main() -> int:
     of_each = dict.fromkeys(ours, alone) | {TEXTBOOK: as_it_comes}
     if on == "cpu":
         of_each |= {name: {**alone, **LARGE_PAGES} for name in (*OURS_ON_A_CPU, TEXTBOOK_IN_LARGE_PAGES)}
+    else:
+        of_each |= {TEXTBOOK_AUTOCAST: as_it_comes}
     workers = {
         name: Worker(partial(make_step, name, arguments.recipe, arguments.data, arguments.device), environment)
         for name, environment in of_each.items()
@@ -193,8 +198,10 @@ def main() -> int:
     for name in workers:
         print(f"{name:54} {1e3 * times[name]['median_s']:,.1f} ms a step, peak {peaks[name] / 2**20:,.0f} MiB")
     for name in result["share_of_memory"]:
-        ratio, share = result["times_faster"][name][TEXTBOOK], result["share_of_memory"][name]
-        print(f"{name}: {ratio:.2f} times faster than the {TEXTBOOK}, {100 * share:.0f}% of its memory")
+        ratios = ", ".join(
+            f"{ratio:.2f} times faster than the {other}" for other, ratio in result["times_faster"][name].items()
+        )
+        print(f"{name}: {ratios}; {100 * result['share_of_memory'][name]:.0f}% of the memory")
     for how, steps_of in result["mixture_in_steps_of_one_softmax"].items():
         print(f"{how}: a step takes {steps_of:.2f} times that of one softmax in place of the mixture")
     print(f"-> {path}")

@@ -6,6 +6,7 @@ the latter without tensor cores), 3.35 TB/s.
 """
 
 import argparse
+import statistics
 import time
 from collections import Counter
 from itertools import pairwise
@@ -19,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.bench_train_step import make_step
-from benchmarks.harness import save
+from benchmarks.harness import in_turn, save
 from highrank.runs import Config, find_recipe, read_config
 
 FLOAT = 4
@@ -93,17 +94,17 @@ def floors(found: list[Part], operations_per_s: float, bytes_per_s: float) -> di
     return {part.name: max(part.operations / operations_per_s, part.bytes_moved / bytes_per_s) for part in found}
 
 
-def where_the_time_goes(recipe: str, data: str | None, steps: int) -> dict[str, float]:
-    """Seconds a step of the operations that take most, without those that they call."""
+def where_the_time_goes(recipe: str, data: str | None, steps: int) -> tuple[float, dict[str, float]]:
+    """The median time of a step, and seconds a step of the operations that take most, without those that they call."""
     step = make_step("highrank", recipe, data)
-    step()
+    median_s = statistics.median(in_turn({"step": step}, steps)["step"])
     with profile(activities=[ProfilerActivity.CPU]) as found:
         for _ in range(steps):
             step()
     own: Counter[str] = Counter()
     for event in found.key_averages():
         own[event.key] += event.self_cpu_time_total / 1e6 / steps
-    return dict(own.most_common(20))
+    return median_s, dict(own.most_common(20))
 
 
 def main() -> None:
@@ -117,6 +118,7 @@ def main() -> None:
     for recipe, data in zip(arguments.recipes, arguments.data or [None] * len(arguments.recipes), strict=True):
         config = read_config(find_recipe(recipe))
         found = parts(config, VOCABULARY[config.data.corpus])
+        step_s, operations_s = where_the_time_goes(recipe, data, arguments.steps)
         result["recipes"][recipe] = {
             "parts": [part._asdict() for part in found],
             "floor_s": {
@@ -124,7 +126,8 @@ def main() -> None:
                 "H100 float32": floors(found, H100["float32"], H100["bytes_per_s"]),
                 "H100 bfloat16": floors(found, H100["bfloat16"], H100["bytes_per_s"]),
             },
-            "operations_s": where_the_time_goes(recipe, data, arguments.steps),
+            "step_s": step_s,
+            "operations_s": operations_s,
         }
         for name, seconds in result["recipes"][recipe]["floor_s"].items():
             print(f"{recipe:12} {name:14} {1e3 * sum(seconds.values()):9.2f} ms a step")

@@ -41,7 +41,8 @@ __all__ = [
     "versions",
 ]
 
-RESULTS = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parent
+RESULTS = Path(os.environ.get("HIGHRANK_RESULTS") or FOLDER / "results")
 
 MADE = "made"  # what a worker says before its first call
 
@@ -223,22 +224,24 @@ def save(name: str, result: Mapping[str, Any], **about_it: str) -> Path:
         "device": machine() | {"page_fault_s": page_fault_s()},
         **about_it,
     }
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     write_text(path, json.dumps({"about": about, **result}, indent=2) + "\n")
     return path
 
 
 def code_commit() -> str:
-    """The commit of the code that runs, with "+changes" where files differ from it; results are no code. Empty where
-    there is no git."""
-    git = ["git", "-C", str(RESULTS.parent)]
+    """The commit of the code that runs, with "+changes" where files differ from it; results are no code. Where there is
+    no git it is what HIGHRANK_COMMIT says."""
+    git = ["git", "-C", str(FOLDER)]
     status = [*git, "status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results"]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
         changed = subprocess.run(status, capture_output=True, text=True, check=False)
     except OSError:  # a measurement is not lost for that
-        return ""
+        return os.environ.get("HIGHRANK_COMMIT", "")
+    if commit.returncode:
+        return os.environ.get("HIGHRANK_COMMIT", "")
     return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 

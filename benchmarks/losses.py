@@ -6,7 +6,7 @@ A candidate takes a ``Case`` and returns a scalar; the sizes are named after wha
 import argparse
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import MappingProxyType
@@ -23,10 +23,12 @@ from highrank.ops import IMPLEMENTATIONS, triton
 __all__ = [
     "CPU_SIZES",
     "GPU_SIZES",
+    "REFERENCE",
     "Case",
     "Size",
     "add_sizes",
     "candidates",
+    "default_of_ours",
     "make_case",
     "products",
     "size",
@@ -69,6 +71,8 @@ GPU_SIZES = MappingProxyType(
         "llama3": Size(8192, 1, 4096, 128_256),
     }
 )
+
+REFERENCE = "highrank reference"  # the definition, which stores everything: for small calls
 
 # On a GPU, beside the default: blocks that stay in the second-level cache (50 MiB of an H100) and some that do not.
 BLOCKS_MIB = (24, 96)
@@ -154,6 +158,12 @@ def candidates(size: Size, device: str, *, compiled: bool = False) -> dict[str, 
     if size.components == 1:
         found |= _one_softmax(device)
     return found
+
+
+def default_of_ours(names: Iterable[str]) -> str | None:
+    """Which of these candidates is what ``implementation="auto"`` takes; the others of ours are no results of ours."""
+    there = set(names)
+    return next((name for name in ("highrank triton", "highrank chunked") if name in there), None)
 
 
 def ours(implementation: str, options: LossOptions | None = None) -> Loss:

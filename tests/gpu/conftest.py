@@ -1,9 +1,11 @@
 """What the tests of a GPU share."""
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,21 @@ def _compiled_kernels() -> Iterator[None]:
     assert os.environ["TRITON_INTERPRET"] == "0", "make test-gpu, or TRITON_INTERPRET=0: else no kernel is compiled"
     yield
     assert not table._GIVEN_UP, "the loss's kernels have failed: what was tested as auto was plain PyTorch"
+
+
+@pytest.fixture(scope="session")
+def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In the place of real text, whose package a machine with a GPU may lack: each word has a few usual successors."""
+    folder, draw = tmp_path_factory.mktemp("small-text"), random.Random(1)
+    words = [f"w{number}" for number in range(300)]
+    successors = {word: [words[min(int(draw.expovariate(0.03)), 299)] for _ in range(4)] for word in words}
+    for split, lines in (("train", 120), ("valid", 40), ("test", 40)):
+        said, text = words[0], []
+        for _ in range(lines):
+            sentence = [said := draw.choice(successors[said]) for _ in range(25)]
+            text.append(" ".join(sentence) + " \n")
+        (folder / f"{split}.txt").write_text("".join(text), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

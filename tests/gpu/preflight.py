@@ -16,6 +16,7 @@ from highrank.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "filelock",
+    "hypothesis",
     "msgspec",
     "numpy",
     "platformdirs",

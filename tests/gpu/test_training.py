@@ -74,11 +74,12 @@ def losses_of_updates(
     recurrence: str = "torch",
     cuda_graphs: bool = False,
     past_decode: float = 0.0,
+    micro_batch: int = 6,
     watched: bool = False,
 ) -> list[float]:
     """Nats a token of six updates of the same fresh model; ``watched``: the last four must not make the host wait."""
     corpus = load_corpus(small_text)
-    overrides = [f"train.precision={precision}", f"train.recurrence={recurrence}", "train.micro_batch=6"]
+    overrides = [f"train.precision={precision}", f"train.recurrence={recurrence}", f"train.micro_batch={micro_batch}"]
     overrides += [f"train.cuda_graphs={str(cuda_graphs).lower()}", f"train.past_decode={past_decode}"]
     config = read_config(RECIPE, overrides=overrides)
     torch.manual_seed(1)
@@ -97,9 +98,10 @@ def losses_of_updates(
     return [each.item() for each in sums]
 
 
-@pytest.mark.parametrize("past_decode", [0.0, 0.1])
-def test_an_update_does_not_wait_for_the_device(past_decode: float, small_text: Path) -> None:
-    losses = losses_of_updates("float32", small_text, "cuda", past_decode=past_decode, watched=True)
+@pytest.mark.parametrize(("past_decode", "micro_batch"), [(0.0, 6), (0.1, 6), (0.0, 3)])
+def test_an_update_does_not_wait_for_the_device(past_decode: float, micro_batch: int, small_text: Path) -> None:
+    how = {"past_decode": past_decode, "micro_batch": micro_batch}
+    losses = losses_of_updates("float32", small_text, "cuda", **how, watched=True)
     assert all(math.isfinite(loss) for loss in losses)
 
 
