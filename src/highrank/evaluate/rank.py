@@ -35,8 +35,10 @@ class Rank:
         ones: then every other one is below ``threshold`` for certain.
     numerical_rank: how many exceed ``threshold`` = 0.5 * sqrt(N + V + 1) * largest * epsilon of ``precision``.
     precision: of the numbers in the matrix: that of its dtype, or float32 if a float64 matrix holds nothing finer.
-    ranks: by relative threshold, how many exceed it times the largest.
-    effective_rank: exp of the entropy of the singular values divided by their sum (Roy and Vetterli 2007).
+    ranks: by relative threshold, how many exceed it times the largest. Those that lie below ``threshold`` are left out:
+        they would count noise.
+    effective_rank: exp of the entropy of the singular values above ``threshold``, divided by their sum (Roy and
+        Vetterli 2007).
     mean_kl_nats: KL(p_i || p_j), the mean over all ordered pairs of different contexts.
     dtype: in which the singular values were computed: float64, always.
     """
@@ -143,15 +145,20 @@ def measure_rank(
         precision = torch.float32
     values = _singular_values(matrix_NV, torch.finfo(precision).eps, display).cpu()
     threshold = _round_off(matrix_NV, values, torch.finfo(precision).eps)
-    share = values / values.sum()
+    above = values[values > threshold]
+    share = above / above.sum()
     return Rank(
         contexts=matrix_NV.shape[0],
         vocabulary=matrix_NV.shape[1],
         singular_values=values,
-        numerical_rank=int((values > threshold).sum()),
+        numerical_rank=len(above),
         threshold=threshold,
         precision=str(precision).removeprefix("torch."),
-        ranks={relative: int((values > relative * values[0]).sum()) for relative in relative_thresholds},
+        ranks={
+            relative: int((values > level).sum())
+            for relative in relative_thresholds
+            if (level := relative * values[0]) >= threshold
+        },
         effective_rank=float(torch.special.entr(share).sum().exp()),
         mean_kl_nats=found.mean_kl_nats,
         dtype="float64",
