@@ -114,6 +114,28 @@ def test_whatever_dynamic_evaluation_is_replaced(
     assert told.messages == [f"in place of the dynamic evaluation of {said}"]
 
 
+def test_each_split_of_a_dynamic_evaluation_is_recorded_when_it_is_done(small_text: Path, tmp_path: Path) -> None:
+    class Interrupting(Telling):
+        def progress(self, task: str, *done: Any, **how: Any) -> None:
+            if task == "dynamic evaluation: test":
+                raise KeyboardInterrupt
+
+    corpus = load_corpus(small_text)
+    run = make_run(tmp_path / "run", corpus)
+    settings = dynamic_settings(run)
+    with pytest.raises(KeyboardInterrupt):
+        dynamic_evaluate_run(run, corpus, ("valid", "test"), settings, display=Interrupting())
+    before = run.results["dynamic"]
+    assert {"valid", "test"} & set(before) == {"valid"}
+    result = dynamic_evaluate_run(run, corpus, ("test",), settings)
+    after = run.results["dynamic"]
+    assert (after["valid"], after["test"]) == (before["valid"], result["test"])
+    assert after["elapsed_s"] > before["elapsed_s"]
+    both = dynamic_evaluate_run(run, corpus, ("valid", "test"), settings)
+    spent_s = run.results["dynamic"]["elapsed_s"] - after["elapsed_s"]
+    assert 0 < spent_s < 2 * (both["valid"]["elapsed_s"] + both["test"]["elapsed_s"]), "each second counts once"
+
+
 def test_a_text_without_a_name_is_that_of_the_recipe(small_text: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", load_corpus(small_text))
     facts = json.loads((run.path / "run.json").read_text())
