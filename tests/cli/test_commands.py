@@ -86,7 +86,8 @@ def test_damaged_statistics_are_computed_again(trained: Path) -> None:
 
 def test_a_lost_dynamic_evaluation_is_no_result(trained: Path) -> None:
     before = RunFolder.open(trained).results
-    one_line(here("dynamic-eval", trained, "--lr", "1000", "--epsilon", "1e-6"), "the loss is lost", "--lr 250")
+    done = here("dynamic-eval", trained, "--lr", "1000", "--epsilon", "1e-6")
+    one_line(done, "the loss is lost", "dynamic.lr (250)", "dynamic.epsilon (dynamic-eval: --lr, --epsilon)")
     one_line(here("dynamic-eval", trained, "--search", "1"), "two tokens of the validation text", codes=(2,))
     assert RunFolder.open(trained).results == before
 

@@ -99,10 +99,11 @@ def _run(arguments: argparse.Namespace) -> int:
         print_error(error)
         return error.exit_code
     except RuntimeError as error:
+        remedies = [arguments.less_memory] if hasattr(arguments, "less_memory") else []
         if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported here
-            said = "the GPU is out of memory; take smaller passes (--set train.micro_batch=...), or --device cpu"
+            said = f"the GPU is out of memory; {' or '.join([*remedies, 'take --device cpu'])}"
         elif "DefaultCPUAllocator" in str(error):
-            said = "not enough memory; take a smaller model or smaller passes (--dry-run says what they need)"
+            said = "; ".join(["not enough memory", *remedies])
         else:
             raise
         print(f"highrank: {said}", file=sys.stderr)

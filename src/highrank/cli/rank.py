@@ -45,7 +45,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_data_option(parser)
     add_device_option(parser)
     add_json_option(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, less_memory="take fewer contexts (--contexts, or rows of the matrix)")
 
 
 def run(arguments: argparse.Namespace) -> int:
