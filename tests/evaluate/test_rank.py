@@ -185,10 +185,15 @@ def test_memory_is_announced_and_kept(contexts: int, copies: int, monkeypatch: p
     assert used.peak_bytes <= announced
 
 
-def test_too_little_memory_is_said_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "total_memory", lambda device: 1 << 20)
-    with pytest.raises(UserError, match=r"3,000 contexts x 2,000 words.* needs 0\.3 GiB, but cpu has 0\.0; take fewer"):
-        highrank.rank(torch.zeros(1, 1, dtype=torch.float64).expand(3000, 2000))
+@pytest.mark.parametrize("number", [torch.zeros(1), np.zeros(1)], ids=["tensor", "array"])
+def test_too_little_memory_is_said_before_it_is_taken(number: Any) -> None:
+    """No computer could copy this one, which an array may be that lies in a file."""
+    shape = (10**8, 10**7)
+    matrix = number.expand(shape) if isinstance(number, Tensor) else np.broadcast_to(number, shape)
+    with pytest.raises(
+        UserError, match=r"100,000,000 contexts x 10,000,000 words.* needs .* GiB, but cpu has .*; take"
+    ):
+        highrank.rank(matrix)
 
 
 def spoilt(value: float) -> Tensor:

@@ -98,11 +98,11 @@ def _run(arguments: argparse.Namespace) -> int:
     except UserError as error:
         print_error(error)
         return error.exit_code
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         remedies = [arguments.less_memory] if hasattr(arguments, "less_memory") else []
         if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported here
             said = f"the GPU is out of memory; {' or '.join([*remedies, 'take --device cpu'])}"
-        elif "DefaultCPUAllocator" in str(error):
+        elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
             said = "; ".join(["not enough memory", *remedies])
         else:
             raise

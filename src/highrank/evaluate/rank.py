@@ -107,14 +107,14 @@ def rank(
     shape = tuple(log_probs.shape)
     if len(shape) != 2 or min(shape) < 2:
         raise UserError(f"log_probs: expected a matrix (contexts, words) of at least 2 x 2, got shape {shape}")
-    if not isinstance(log_probs, Tensor):
-        log_probs = _tensor(log_probs)
-    if not log_probs.is_floating_point():
-        raise UserError(f"log_probs: expected floating-point numbers, got {log_probs.dtype}")
-    device = log_probs.device if device is None else torch.device(device)
+    precision = _precision(log_probs)
+    if device is None:
+        device = log_probs.device if isinstance(log_probs, Tensor) else "cpu"
     announce_memory(shape[0], shape[1], device, display)
+    if not isinstance(log_probs, Tensor):  # a copy: what is read-only or mapped from a file stays as it is
+        log_probs = torch.from_numpy(np.array(log_probs, dtype=np.float64))
     matrix_NV = log_probs.detach().to(device, torch.float64)
-    return measure_rank(matrix_NV, precision=log_probs.dtype, relative_thresholds=relative_thresholds, display=display)
+    return measure_rank(matrix_NV, precision=precision, relative_thresholds=relative_thresholds, display=display)
 
 
 def announce_memory(contexts: int, vocabulary: int, device: torch.device | str, display: Display) -> None:
@@ -167,12 +167,15 @@ def measure_rank(
     )
 
 
-def _tensor(array: NDArray[Any]) -> Tensor:
-    """A copy, so that a read-only or memory-mapped array stays as it is."""
-    if not np.issubdtype(array.dtype, np.floating):
-        raise UserError(f"log_probs: expected floating-point numbers, got {array.dtype}")
-    size = array.dtype.itemsize
-    return torch.from_numpy(np.array(array, dtype=f"f{size}" if size in (2, 4, 8) else "f8"))
+def _precision(log_probs: Tensor | NDArray[Any]) -> torch.dtype:
+    if isinstance(log_probs, Tensor):
+        is_floating, precision = log_probs.is_floating_point(), log_probs.dtype
+    else:
+        is_floating = np.issubdtype(log_probs.dtype, np.floating)
+        precision = {2: torch.float16, 4: torch.float32}.get(log_probs.dtype.itemsize, torch.float64)
+    if not is_floating:
+        raise UserError(f"log_probs: expected floating-point numbers, got {log_probs.dtype}")
+    return precision
 
 
 def _round_off(matrix_NV: Tensor, values: Tensor, epsilon: float) -> float:
