@@ -27,7 +27,7 @@ from highrank.evaluate import (
 from highrank.runs import RunFolder, parse_config
 from highrank.runs.records import read_metrics
 from highrank.runs.tensors import model_tensors
-from highrank.train import corpus_of
+from highrank.train import corpus_of, stages
 from tests.telling import Telling
 from tests.untrained import make_run
 
@@ -143,6 +143,15 @@ def test_a_text_without_a_name_is_that_of_the_recipe(small_text: Path, tmp_path:
     (run.path / "run.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match="gone: not there any more; give the commands its new place with --data"):
         corpus_of(RunFolder.open(run.path), None)
+
+
+def test_the_text_of_a_run_is_not_recognised_again(
+    small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", load_corpus(small_text, name="known"))
+    monkeypatch.setattr(stages, "is_published", lambda name, folder: pytest.fail("which reads all files"))
+    assert corpus_of(run, None).name == "known"
+    assert corpus_of(run, str(small_text)).name == "known"
 
 
 def test_own_text_that_has_moved_is_not_looked_for_under_the_name_of_the_recipes_corpus(
