@@ -209,7 +209,9 @@ def prepare_statistics(
     stage = stage or workers.first(run.last_stage)
     stamp = workers.first(lambda: run.model_stamp(stage))
     model = run.load_model(stage, device=device, workers=workers)
-    cached_statistics(run, stamp, model, corpus, settings, display, workers)
+    # The answer is sent to all, not the statistics, which are as large as the model.
+    if not workers.first(lambda: known_statistics(run, stamp, model, corpus, settings, display=display) is not None):
+        _new_statistics(run, stamp, model, corpus, settings, display, workers)
 
 
 def known_statistics(
@@ -242,16 +244,25 @@ def cached_statistics(
     corpus: Corpus,
     settings: DynamicSettings,
     display: Display,
-    workers: Workers = ALONE,
 ) -> GradientStatistics:
     """The pass over the training text, once for a model, a text and its settings; then it is read from the run.
 
     ``model`` is that of the stamp, which was taken before it was loaded.
     """
+    known = known_statistics(run, of, model, corpus, settings, display=display)
+    return _new_statistics(run, of, model, corpus, settings, display, ALONE) if known is None else known
+
+
+def _new_statistics(
+    run: RunFolder,
+    of: ModelStamp,
+    model: LanguageModel,
+    corpus: Corpus,
+    settings: DynamicSettings,
+    display: Display,
+    workers: Workers,
+) -> GradientStatistics:
     path, batch = _statistics_file(run, of, corpus, settings)
-    known = workers.first(lambda: _read_statistics(path, model, display))
-    if known is not None:
-        return known
     statistics = gradient_statistics(
         model,
         corpus.tokens["train"],
