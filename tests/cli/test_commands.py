@@ -209,3 +209,16 @@ def test_a_second_interrupt_at_the_end_is_ignored() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (130, "highrank: stopped\n")
+
+
+@pytest.mark.parametrize("words", ["runs RUN --json", "generate RUN --words 3000 --device cpu"])
+def test_a_reader_that_has_gone(words: str, trained: Path) -> None:
+    """Of few words, which are written at the end, and of more than a buffer holds."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    arguments = command(*(trained if word == "RUN" else word for word in words.split()))
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    done = subprocess.run(arguments, stdout=write_end, stderr=subprocess.PIPE, env=buffered, timeout=300, check=False)
+    os.close(write_end)
+    assert done.returncode == 1
+    assert b"Errno" not in done.stderr

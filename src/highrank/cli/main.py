@@ -94,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     """The command, with what can go wrong as one line."""
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()  # what cannot be written is told here, not at the interpreter's end
+        return code
     except UserError as error:
         print_error(error)
         return error.exit_code
@@ -108,11 +110,13 @@ def _run(arguments: argparse.Namespace) -> int:
             raise
         print(f"highrank: {said}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read our output has gone
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # what is left in them: the interpreter's end would fail once more
+            os.dup2(nowhere, stream.fileno())
+        return 1
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # whoever read our output has gone
-            sys.stderr.close()
-        else:
-            print(f"highrank: {error}", file=sys.stderr)
+        print(f"highrank: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return _stopped()
