@@ -22,6 +22,7 @@ from highrank.evaluate.rank_of_run import log_prob_matrix, rank_bound
 from highrank.heads import Head
 from highrank.runs.tensors import write_tensors
 from tests.parity import small_model
+from tests.telling import Telling
 
 MODULE = importlib.import_module("highrank.evaluate.rank")  # highrank.evaluate.rank by name is the function
 
@@ -125,18 +126,6 @@ def test_the_same_context_everywhere_has_no_divergence() -> None:
     assert found.numerical_rank == 1
 
 
-class Telling:
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.last: dict[str, tuple[int, int, str]] = {}
-
-    def progress(self, task: str, done: int, total: int, loss_nats: float | None = None, *, unit: str = "") -> None:
-        self.last[task] = (done, total, unit)
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-
 @pytest.mark.parametrize(
     ("rank", "singular_values", "dtype"),
     [(rank, left, torch.float64) for rank, left in [(2, 40), (30, 40), (40, 320), (41, 320), (200, 320)]]
@@ -158,7 +147,8 @@ def test_blocks_and_sketch_change_nothing(
     torch.testing.assert_close(found.singular_values[:rank], whole.singular_values[:rank], rtol=close, atol=1e-10)
     assert found.ranks == whole.ranks
     assert found.effective_rank == pytest.approx(whole.effective_rank, rel=close)
-    assert display.last == dict.fromkeys(("divergence of contexts", "sketch of the matrix"), (320, 320, "contexts"))
+    last = {task: tuple(done) for task, *done in display.shown}
+    assert last == dict.fromkeys(("divergence of contexts", "sketch of the matrix"), (320, 320, "contexts"))
 
 
 def test_a_sketch_is_not_believed_near_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
