@@ -1,11 +1,14 @@
 """What bad input gets: one line, an exit code, and nothing is lost."""
 
+import argparse
+import importlib
 import json
 import math
 import os
 import resource
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -45,6 +48,32 @@ def test_a_model_larger_than_the_memory(small_text: Path, tmp_path: Path) -> Non
     # In a process of its own: a memory that does not suffice after all would take the others along.
     done = finish(command("train", RECIPE, "--data", small_text, "--out", tmp_path / "run", *sizes))
     one_line(done, "not enough memory", "--dry-run")
+
+
+SMALLER = "begin a run with a smaller model or smaller passes (--set train.micro_batch=...; train --dry-run says what "
+
+
+@pytest.mark.parametrize(
+    ("words", "on_gpu", "on_cpu"),
+    [
+        ("train penn", f"; {SMALLER}", f"; {SMALLER}"),
+        ("rank RUN", "; take fewer contexts (--contexts, ", "; take fewer contexts (--contexts, "),
+        ("finetune RUN", "; take --device cpu", ""),
+    ],
+)
+def test_out_of_memory_each_command_says_what_it_can_do(
+    words: str, on_gpu: str, on_cpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError()]
+
+    def out_of_memory(arguments: argparse.Namespace) -> NoReturn:
+        raise errors.pop()
+
+    name, argument = words.split()
+    monkeypatch.setattr(importlib.import_module(f"highrank.cli.{name}"), "run", out_of_memory)
+    one_line(here(name, argument), f"the GPU is out of memory{on_gpu}", "take --device cpu")
+    while errors:
+        assert "--device" not in one_line(here(name, argument), f"not enough memory{on_cpu}")
 
 
 def test_unknown_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,8 @@ def test_damaged_statistics_are_computed_again(trained: Path) -> None:
 
 def test_a_lost_dynamic_evaluation_is_no_result(trained: Path) -> None:
     before = RunFolder.open(trained).results
-    one_line(here("dynamic-eval", trained, "--lr", "1000", "--epsilon", "1e-6"), "the loss is lost", "--lr 250")
+    done = here("dynamic-eval", trained, "--lr", "1000", "--epsilon", "1e-6")
+    one_line(done, "the loss is lost", "dynamic.lr (250)", "dynamic.epsilon (dynamic-eval: --lr, --epsilon)")
     one_line(here("dynamic-eval", trained, "--search", "1"), "two tokens of the validation text", codes=(2,))
     assert RunFolder.open(trained).results == before
 
@@ -208,3 +209,16 @@ def test_a_second_interrupt_at_the_end_is_ignored() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (130, "highrank: stopped\n")
+
+
+@pytest.mark.parametrize("words", ["runs RUN --json", "generate RUN --words 3000 --device cpu"])
+def test_a_reader_that_has_gone(words: str, trained: Path) -> None:
+    """Of few words, which are written at the end, and of more than a buffer holds."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    arguments = command(*(trained if word == "RUN" else word for word in words.split()))
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    done = subprocess.run(arguments, stdout=write_end, stderr=subprocess.PIPE, env=buffered, timeout=300, check=False)
+    os.close(write_end)
+    assert done.returncode == 1
+    assert b"Errno" not in done.stderr

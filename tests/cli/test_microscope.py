@@ -111,6 +111,8 @@ def test_a_saved_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert (result["numerical_rank"], result["contexts"], result["vocabulary"]) == (5, 70, 50)
         assert result["matrix"] == str(tmp_path / name)
     assert "5 of 50 singular values above round-off" in done(capsys, "rank", "--matrix", tmp_path / "m.npy")
+    write_tensors(tmp_path / "m.safetensors", {"m": matrix.bfloat16()})  # whose round-off is above every share
+    assert "\n    effective rank" in done(capsys, "rank", "--matrix", tmp_path / "m.safetensors")
     matrix[2, 3] = torch.nan
     np.save(tmp_path / "nan.npy", matrix.numpy())
     np.save(tmp_path / "vector.npy", matrix[0].numpy())

@@ -3,13 +3,14 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
-from benchmarks.processes import here
-from highrank.evaluate import components_run, rank_of_run, rank_run
+from benchmarks.processes import RECIPE, here
+from highrank.errors import UserError
+from highrank.evaluate import components_run, dynamic_evaluate_run, of_run, rank_of_run, rank_run
 from highrank.evaluate.adaptation import GradientStatistics
 from highrank.evaluate.of_run import cached_statistics, dynamic_settings, known_statistics
 from highrank.progress import SILENT
@@ -55,6 +56,25 @@ def test_figures_that_cannot_be_recorded_are_told(command: list[str], run: RunFo
     assert run.results == before
     assert not (run.path / "rank.json").exists()
     assert not (run.path / "components.json").exists()
+
+
+def test_a_whole_recipe_computes_what_is_missing_and_tells_what_cannot_be_recorded(
+    run: RunFolder, small_text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> NoReturn:
+        raise UserError(f"{path}: no space left")
+
+    settings = dynamic_settings(run)
+    dynamic_evaluate_run(
+        run, corpus_of(run, None), ("valid",), settings._replace(lr=0.001)
+    )  # in the place of any other
+    dynamic_evaluate_run(run, corpus_of(run, None), ("valid",), settings)
+    monkeypatch.setattr(of_run, "writing", full)
+    done = here("run", RECIPE, "--data", small_text, "--out", run.path, "--resume", "--json", "--device", "cpu")
+    assert (done.returncode, done.stdout) == (1, "")
+    *_, told, said = done.stderr.strip().splitlines()
+    assert said == f"highrank: not recorded: {run.path}: no space left"
+    assert {"valid", "test"} & set(json.loads(told)) == {"test"}
 
 
 def test_ranks_and_components_are_of_the_model_that_was_measured(

@@ -13,6 +13,7 @@ from highrank.evaluate import Sampling, generate, generate_text
 from highrank.evaluate.generate import restricted_log_prob
 from highrank.models import LanguageModel
 from tests.parity import small_model
+from tests.telling import Telling
 
 PROMPT = [3, 1, 4]
 
@@ -206,6 +207,8 @@ def test_text() -> None:
     assert text.replace("\n", " <eos> ").split() == [words[number] for number in numbers]
     assert " \n" not in text
     assert "\n " not in text
-    prompted = generate_text(model, vocabulary, "w5 never-seen", 20, seed=2)
+    told = Telling()
+    prompted = generate_text(model, vocabulary, "w5 never-seen", 20, seed=2, display=told)
+    assert told.messages == ["not in the vocabulary, read as <unk>: never-seen"]
     assert prompted.replace("\n", " <eos> ").split() == [words[n] for n in generate(model, [5, 1], 20, seed=2)]
     assert "<unk>" not in generate_text(model, vocabulary, "", 400, seed=2, allow_unknown=False)

@@ -15,6 +15,7 @@ from highrank.evaluate import Evaluation, evaluate
 from highrank.models import Dropout
 from highrank.progress import Pace
 from tests.parity import small_model, textbook_twin
+from tests.telling import Telling
 
 
 def text(length: int, seed: int = 1) -> NDArray[np.int32]:
@@ -81,20 +82,9 @@ def test_memory_is_that_of_a_segment() -> None:
     assert used.peak_bytes < 1.25 * block
 
 
-class Telling:
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, int, int, float]] = []
-
-    def progress(self, task: str, done: int, total: int, loss_nats: float) -> None:
-        self.seen.append((task, done, total, loss_nats))
-
-    def message(self, text: str) -> None:
-        raise AssertionError(text)
-
-
 def test_progress_ends_at_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pace, "is_due", lambda self: True)
     display = Telling()
     evaluation = evaluate(small_model(), text(50), batch=2, segment=10, what="test", display=display)
-    assert [(task, done, total) for task, done, total, _ in display.seen] == [("test", d, 48) for d in (20, 40, 48, 48)]
-    assert [loss for *_, loss in display.seen[-2:]] == pytest.approx([evaluation.loss_nats] * 2, rel=1e-12)
+    assert display.shown == [("test", done, 48, "tokens") for done in (20, 40, 48, 48)]
+    assert display.losses[-2:] == pytest.approx([evaluation.loss_nats] * 2, rel=1e-12)

@@ -27,7 +27,7 @@ from highrank.evaluate import (
 from highrank.runs import RunFolder, parse_config
 from highrank.runs.records import read_metrics
 from highrank.runs.tensors import model_tensors
-from highrank.train import corpus_of
+from highrank.train import corpus_of, stages
 from tests.telling import Telling
 from tests.untrained import make_run
 
@@ -114,6 +114,28 @@ def test_whatever_dynamic_evaluation_is_replaced(
     assert told.messages == [f"in place of the dynamic evaluation of {said}"]
 
 
+def test_each_split_of_a_dynamic_evaluation_is_recorded_when_it_is_done(small_text: Path, tmp_path: Path) -> None:
+    class Interrupting(Telling):
+        def progress(self, task: str, *done: Any, **how: Any) -> None:
+            if task == "dynamic evaluation: test":
+                raise KeyboardInterrupt
+
+    corpus = load_corpus(small_text)
+    run = make_run(tmp_path / "run", corpus)
+    settings = dynamic_settings(run)
+    with pytest.raises(KeyboardInterrupt):
+        dynamic_evaluate_run(run, corpus, ("valid", "test"), settings, display=Interrupting())
+    before = run.results["dynamic"]
+    assert {"valid", "test"} & set(before) == {"valid"}
+    result = dynamic_evaluate_run(run, corpus, ("test",), settings)
+    after = run.results["dynamic"]
+    assert (after["valid"], after["test"]) == (before["valid"], result["test"])
+    assert after["elapsed_s"] > before["elapsed_s"]
+    both = dynamic_evaluate_run(run, corpus, ("valid", "test"), settings)
+    spent_s = run.results["dynamic"]["elapsed_s"] - after["elapsed_s"]
+    assert 0 < spent_s < 2 * (both["valid"]["elapsed_s"] + both["test"]["elapsed_s"]), "each second counts once"
+
+
 def test_a_text_without_a_name_is_that_of_the_recipe(small_text: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", load_corpus(small_text))
     facts = json.loads((run.path / "run.json").read_text())
@@ -121,6 +143,15 @@ def test_a_text_without_a_name_is_that_of_the_recipe(small_text: Path, tmp_path:
     (run.path / "run.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match="gone: not there any more; give the commands its new place with --data"):
         corpus_of(RunFolder.open(run.path), None)
+
+
+def test_the_text_of_a_run_is_not_recognised_again(
+    small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", load_corpus(small_text, name="known"))
+    monkeypatch.setattr(stages, "is_published", lambda name, folder: pytest.fail("which reads all files"))
+    assert corpus_of(run, None).name == "known"
+    assert corpus_of(run, str(small_text)).name == "known"
 
 
 def test_own_text_that_has_moved_is_not_looked_for_under_the_name_of_the_recipes_corpus(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from highrank.errors import UserError
+from highrank.errors import NotRecordedError, UserError
 from highrank.launcher import launcher_number
 from highrank.progress import UNSTOPPABLE
 
@@ -115,7 +115,12 @@ def ignore_interrupts() -> None:
 
 
 def report(error: UserError, *, program: str = "highrank") -> None:
-    """Say on standard error what a worker, or the only process, cannot do; the launcher is told as well."""
+    """Say on standard error what a worker, or the only process, cannot do; the launcher is told as well.
+
+    What was computed and cannot be recorded is printed there too, as JSON in a line: it may have taken hours.
+    """
+    if isinstance(error, NotRecordedError):
+        print(json.dumps(error.result), file=sys.stderr)
     rank = launcher_number("RANK")
     reported = type(error).__name__ == "ReportedError"  # by worker 0; its class comes with PyTorch
     text = f"worker {rank}: {error}" if rank and not reported else str(error)

@@ -94,24 +94,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     """The command, with what can go wrong as one line."""
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()  # what cannot be written is told here, not at the interpreter's end
+        return code
     except UserError as error:
         print_error(error)
         return error.exit_code
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        remedies = [arguments.less_memory] if hasattr(arguments, "less_memory") else []
         if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported here
-            said = "the GPU is out of memory; take smaller passes (--set train.micro_batch=...), or --device cpu"
-        elif "DefaultCPUAllocator" in str(error):
-            said = "not enough memory; take a smaller model or smaller passes (--dry-run says what they need)"
+            said = f"the GPU is out of memory; {' or '.join([*remedies, 'take --device cpu'])}"
+        elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            said = "; ".join(["not enough memory", *remedies])
         else:
             raise
         print(f"highrank: {said}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read our output has gone
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # what is left in them: the interpreter's end would fail once more
+            os.dup2(nowhere, stream.fileno())
+        return 1
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # whoever read our output has gone
-            sys.stderr.close()
-        else:
-            print(f"highrank: {error}", file=sys.stderr)
+        print(f"highrank: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return _stopped()

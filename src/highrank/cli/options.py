@@ -83,6 +83,10 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or the path of a .toml file")
     parser.add_argument("--out", metavar="RUN", type=Path, help="the run folder (default: runs/RECIPE)")
     add_set_option(parser, "change a setting of the recipe")
+    parser.set_defaults(
+        less_memory="begin a run with a smaller model or smaller passes "
+        "(--set train.micro_batch=...; train --dry-run says what they need)"
+    )
 
 
 def add_set_option(parser: argparse.ArgumentParser, purpose: str) -> None:

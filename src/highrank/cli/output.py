@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from highrank.errors import NotRecordedError
+from highrank.errors import NotRecordedError, UserError
 
 __all__ = ["add_json_option", "computed", "notice", "print_result"]
 
@@ -21,7 +21,7 @@ def notice(message: str) -> None:
 
 
 def computed(compute: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], NotRecordedError | None]:
-    """What ``compute`` returns; or what it computed, and the error, for ``print_result`` to raise."""
+    """What ``compute`` returns; or what it computed, and the error, for ``print_result`` to say."""
     try:
         return compute(), None
     except NotRecordedError as error:
@@ -35,11 +35,12 @@ def print_result(
     as_json: bool,
     unrecorded: NotRecordedError | None = None,
 ) -> None:
-    """Print ``result`` as JSON, or ``lines`` for a person: the same figures in both. Then raises ``unrecorded``."""
+    """Print ``result`` as JSON, or ``lines`` for a person: the same figures in both. Then raises UserError if they are
+    ``unrecorded``."""
     if as_json:
         print(json.dumps(result, indent=2, allow_nan=False))
     else:
         for line in lines:
             print(line)
     if unrecorded is not None:
-        raise unrecorded
+        raise UserError(str(unrecorded), exit_code=unrecorded.exit_code) from unrecorded  # its result has been told

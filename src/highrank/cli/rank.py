@@ -45,7 +45,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_data_option(parser)
     add_device_option(parser)
     add_json_option(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, less_memory="take fewer contexts (--contexts, or rows of the matrix)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -152,5 +152,6 @@ def _figures(name: str, result: Mapping[str, Any]) -> Iterator[str]:
         f"{result['precision']} numbers, decomposed in {result['dtype']}); {result['elapsed_s']:.0f} s"
     )
     counts = ", ".join(f"{entry['rank']:,} above {entry['relative_threshold']:g}" for entry in result["ranks"])
-    yield f"    relative to the largest: {counts}; effective rank {result['effective_rank']:.1f}"
+    counted = f"relative to the largest: {counts}; " if counts else ""  # all may lie below round-off
+    yield f"    {counted}effective rank {result['effective_rank']:.1f}"
     yield f"    mean KL divergence of two contexts: {result['mean_kl_nats']:.4f} nats"

@@ -81,11 +81,13 @@ def run(arguments: argparse.Namespace) -> int:
                         workers=workers,
                     )
                     where.display.message(f"{stage}: {split} perplexity {result['perplexity']:.2f}")
-        settings, splits = dynamic_settings(folder), ("valid", "test")
+        settings = dynamic_settings(folder)
         prepare_statistics(folder, corpus, settings, device=where.device, display=where.display, workers=workers)
         if not workers.is_first:
             return 0  # the walk over the text, and all that follows, is one worker's
-        if not has_dynamic_result(folder, folder.last_stage(), settings, *splits):
+        last = folder.last_stage()
+        splits = [split for split in ("valid", "test") if not has_dynamic_result(folder, last, settings, split)]
+        if splits:
             dynamic_evaluate_run(folder, corpus, splits, settings, device=where.device, display=where.display)
     if ending.exit_code:
         return ending.exit_code

@@ -13,7 +13,7 @@ from highrank.errors import one_line
 if TYPE_CHECKING:
     from highrank.runs.listing import RunSummary
 
-__all__ = ["INEXACT", "MARK", "add_parser", "head_name", "run"]
+__all__ = ["INEXACT", "MARK", "add_parser", "run"]
 
 MARK = "~"
 INEXACT = f"{MARK}: of the validation in training; highrank evaluate RUN --split valid has the exact one"
@@ -150,13 +150,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
         _perplexity(row["test_perplexity"]),
         "-" if dynamic == [None, None] else " / ".join(map(_perplexity, dynamic)),
         _age(row["age_s"]),
-        head_name(row["head"], row["num_components"]),
+        _head_name(row["head"], row["num_components"]),
         "-" if row["parameters"] is None else f"{row['parameters']:,}",
         one_line(row["corpus"]),
     ]
 
 
-def head_name(head: str, num_components: int) -> str:
+def _head_name(head: str, num_components: int) -> str:
     return f"{HEADS[head]} {num_components}" if head in HEADS else head
 
 

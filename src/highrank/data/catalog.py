@@ -179,8 +179,7 @@ def folder_problem(entry: CatalogEntry, folder: Path) -> str | None:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, algorithm).hexdigest() != digest:
                     return f"{path.name} has another checksum"
-        tokens = count_tokens(path)
-        if tokens != known.tokens:
+        elif (tokens := count_tokens(path)) != known.tokens:
             return f"{path.name} has {tokens} tokens, not {known.tokens}"
     return None
 

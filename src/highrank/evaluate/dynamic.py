@@ -114,6 +114,6 @@ def _finite(total: Tensor, done: int, settings: DynamicSettings) -> float:
     if not loss_nats < LOST_NATS:  # not a number, too
         raise UserError(
             f"dynamic evaluation: the loss is lost ({loss_nats:.3g} nats after {done} tokens); "
-            f"try a lower learning rate (--lr {settings.lr / 4:g}) or a larger --epsilon"
+            f"try a lower dynamic.lr ({settings.lr / 4:g}) or a larger dynamic.epsilon (dynamic-eval: --lr, --epsilon)"
         )
     return loss_nats

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from highrank.data import Vocabulary
 from highrank.data.vocabulary import END_OF_LINE, UNKNOWN
-from highrank.errors import UserError
+from highrank.errors import UserError, one_line
 from highrank.models import LanguageModel, detached, evaluating
 from highrank.progress import SILENT, Display
 from highrank.random import torch_generator
@@ -78,8 +78,14 @@ def generate_text(
     allow_unknown: bool = True,
     display: Display = SILENT,
 ) -> str:
-    """``words`` words that follow ``prompt``, as text: ``<eos>`` becomes a line's end. Starts a line if no prompt."""
-    start = vocabulary.encode(prompt.split() or [END_OF_LINE])
+    """``words`` words that follow ``prompt``, as text: ``<eos>`` becomes a line's end. Starts a line if no prompt.
+
+    ``display`` is told which words of the prompt are not in the vocabulary, and read as ``<unk>``.
+    """
+    typed = prompt.split()
+    start = vocabulary.encode(typed or [END_OF_LINE])
+    if strange := list(dict.fromkeys(word for word in typed if word not in vocabulary.index)):
+        display.message(one_line(f"not in the vocabulary, read as {UNKNOWN}: {', '.join(strange)}"))
     unknown = vocabulary.index.get(UNKNOWN)
     banned = [] if allow_unknown or unknown is None else [unknown]
     numbers = generate(model, start, words, sampling=sampling, seed=seed, banned=banned)

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def dynamic_settings(
 def dynamic_evaluate_run(
     run: RunFolder,
     corpus: Corpus,
-    splits: tuple[str, ...],
+    splits: Sequence[str],
     settings: DynamicSettings,
     *,
     stage: str | None = None,
@@ -112,7 +112,7 @@ def dynamic_evaluate_run(
     device: torch.device | str = "cpu",
     display: Display = SILENT,
 ) -> dict[str, Any]:
-    """Dynamic evaluation of the best model of a stage on ``splits``; recorded.
+    """Dynamic evaluation of the best model of a stage on ``splits``; recorded after each of them.
 
     With ``search_tokens`` lr and lamb are tuned on so many tokens of the validation text first. The recorded
     ``elapsed_s`` is that of statistics (unless cached), search and evaluation together. Raises NotRecordedError, with
@@ -143,22 +143,41 @@ def dynamic_evaluate_run(
         ]
     result["settings"] = settings._asdict()
     result["statistics_batch"] = run.config.dynamic.batch
+    unrecorded: UserError | None = None
     for split in splits:
         evaluation = dynamic_evaluate(
             model, corpus.tokens[split], statistics, settings, what=f"dynamic evaluation: {split}", display=display
         )
         result[split] = as_result(evaluation)
-    if settings.weight_dropout_seed is None:
-        with recording(result), writing(run.path):
-            earlier = run.results.get("dynamic", {})
-            goes_on = has_dynamic_result(run, stage, settings)
-            elapsed_s = (earlier.get("elapsed_s", 0.0) if goes_on else 0.0) + time.perf_counter() - began
-            recorded = {name: value for name, value in result.items() if name != "run"}
-            recorded["elapsed_s"] = round(elapsed_s, 3)
-            is_there = run.add_result("dynamic", recorded, of=stamp, replace=not goes_on, notice=display.message)
-        if is_there and earlier and not goes_on:
-            _say_what_went(run, earlier, settings, display)
+        if settings.weight_dropout_seed is None:
+            try:
+                _record(run, stamp, result, settings, time.perf_counter() - began, display)
+                began, unrecorded = time.perf_counter(), None
+            except UserError as error:  # the next split takes this one along, or tells it
+                unrecorded = error
+    if unrecorded is not None:
+        raise NotRecordedError(unrecorded, result) from unrecorded
     return result
+
+
+def _record(
+    run: RunFolder,
+    of: ModelStamp,
+    result: dict[str, Any],
+    settings: DynamicSettings,
+    elapsed_s: float,
+    display: Display,
+) -> None:
+    """Add the splits of ``result`` to those that were recorded with the same settings, or put it in their place."""
+    with writing(run.path):
+        earlier = run.results.get("dynamic", {})
+        goes_on = has_dynamic_result(run, of.stage, settings)
+        before_s = earlier.get("elapsed_s", 0.0) if goes_on else 0.0
+        recorded = {name: value for name, value in result.items() if name != "run"}
+        recorded["elapsed_s"] = round(before_s + elapsed_s, 3)
+        is_there = run.add_result("dynamic", recorded, of=of, replace=not goes_on, notice=display.message)
+    if is_there and earlier and not goes_on:
+        _say_what_went(run, earlier, settings, display)
 
 
 def _say_what_went(run: RunFolder, earlier: Result, settings: DynamicSettings, display: Display) -> None:
@@ -190,7 +209,9 @@ def prepare_statistics(
     stage = stage or workers.first(run.last_stage)
     stamp = workers.first(lambda: run.model_stamp(stage))
     model = run.load_model(stage, device=device, workers=workers)
-    cached_statistics(run, stamp, model, corpus, settings, display, workers)
+    # The answer is sent to all, not the statistics, which are as large as the model.
+    if not workers.first(lambda: known_statistics(run, stamp, model, corpus, settings, display=display) is not None):
+        _new_statistics(run, stamp, model, corpus, settings, display, workers)
 
 
 def known_statistics(
@@ -223,16 +244,25 @@ def cached_statistics(
     corpus: Corpus,
     settings: DynamicSettings,
     display: Display,
-    workers: Workers = ALONE,
 ) -> GradientStatistics:
     """The pass over the training text, once for a model, a text and its settings; then it is read from the run.
 
     ``model`` is that of the stamp, which was taken before it was loaded.
     """
+    known = known_statistics(run, of, model, corpus, settings, display=display)
+    return _new_statistics(run, of, model, corpus, settings, display, ALONE) if known is None else known
+
+
+def _new_statistics(
+    run: RunFolder,
+    of: ModelStamp,
+    model: LanguageModel,
+    corpus: Corpus,
+    settings: DynamicSettings,
+    display: Display,
+    workers: Workers,
+) -> GradientStatistics:
     path, batch = _statistics_file(run, of, corpus, settings)
-    known = workers.first(lambda: _read_statistics(path, model, display))
-    if known is not None:
-        return known
     statistics = gradient_statistics(
         model,
         corpus.tokens["train"],

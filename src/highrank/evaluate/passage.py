@@ -1,6 +1,6 @@
 """A passage of text, word by word: what a model predicts there, as it was trained and once it has learnt on the way."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from highrank.data.batches import Columns
 from highrank.errors import UserError
 from highrank.evaluate.adaptation import Adaptation, DynamicSettings, GradientStatistics
 from highrank.evaluate.held_out import read_text
-from highrank.evaluate.prediction import Explanation, Prediction, predict_next
+from highrank.evaluate.prediction import Prediction, joined, predict_next
 from highrank.models import LanguageModel, evaluating
 from highrank.progress import SILENT, Display
 
@@ -64,10 +64,10 @@ def read_passage(
         raise UserError(f"the passage: expected a position from 1 to {len(tokens) - 1}, got {start}")
     stop = min(start + length, len(tokens))
     columns = Columns(tokens[:stop], 1, what="the passage")
-    before = _joined(_static(model, columns, start, top))
+    before = joined(_static(model, columns, start, top), [stop - start], "cpu")
     after = None
     if adaptation is not None:
-        after = _joined(_adapted(model, columns, start, top, *adaptation, display))
+        after = joined(_adapted(model, columns, start, top, *adaptation, display), [stop - start], "cpu")
     return Passage(start, [int(word) for word in tokens[start:stop]], before, after)
 
 
@@ -112,16 +112,3 @@ def _predictions(
         return []
     part = predict_next(model, hidden[skip:, 0], target=target[skip:, 0], top=top)
     return [part]
-
-
-def _joined(parts: list[Prediction]) -> Prediction:
-    """The parts one after the other, on the CPU."""
-
-    def join(column: tuple[Any, ...]) -> Any:
-        if column[0] is None:
-            return None
-        if isinstance(column[0], Explanation):
-            return Explanation(*map(join, zip(*column, strict=True)))
-        return torch.cat([tensor.cpu() for tensor in column])
-
-    return Prediction(*map(join, zip(*parts, strict=True)))

@@ -1,8 +1,8 @@
 """The next word as a model predicts it, with the components behind the prediction."""
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from highrank.functional import mixture_log_prob
 from highrank.heads import MixtureOfContexts
 from highrank.models import LanguageModel, without_dropout
 
-__all__ = ["Explanation", "Prediction", "predict_next"]
+__all__ = ["Explanation", "Prediction", "joined", "predict_next"]
 
 BLOCK_BYTES = 48 * 2**20
 
@@ -92,7 +92,7 @@ def predict_next(
             )
             for start in range(0, max(len(hidden_NH), 1), block)
         ]
-    return _joined(parts, hidden.shape[:-1])
+    return joined(parts, hidden.shape[:-1], hidden.device)
 
 
 def _predict_block(
@@ -133,27 +133,15 @@ def _predict_block(
     )
 
 
-def _joined(parts: list[Prediction], shape: torch.Size) -> Prediction:
-    """The blocks as one prediction of positions ``shape``."""
+def joined(parts: Sequence[Prediction], shape: Sequence[int], device: torch.device | str) -> Prediction:
+    """The parts one after the other, as one prediction of positions ``shape`` on ``device``."""
 
-    def join(tensors: Iterable[Tensor]) -> Tensor:
-        whole = torch.cat(list(tensors))
+    def join(column: tuple[Any, ...]) -> Any:
+        if column[0] is None:
+            return None
+        if isinstance(column[0], Explanation):
+            return Explanation(*map(join, zip(*column, strict=True)))
+        whole = torch.cat([tensor.to(device) for tensor in column])
         return whole.view((*shape, *whole.shape[1:]))
 
-    def join_present(tensors: Iterable[Tensor | None]) -> Tensor | None:
-        present = [tensor for tensor in tensors if tensor is not None]
-        return join(present) if present else None
-
-    met = [part.met for part in parts if part.met is not None]
-    return Prediction(
-        words=join(part.words for part in parts),
-        log_prob=join(part.log_prob for part in parts),
-        word_posterior=join(part.word_posterior for part in parts),
-        entropy=join(part.entropy for part in parts),
-        prior=join(part.prior for part in parts),
-        component_words=join(part.component_words for part in parts),
-        component_log_prob=join(part.component_log_prob for part in parts),
-        context_weights=join_present(part.context_weights for part in parts),
-        met=Explanation(*map(join, zip(*met, strict=True))) if met else None,
-        full=join_present(part.full for part in parts),
-    )
+    return Prediction(*map(join, zip(*parts, strict=True)))

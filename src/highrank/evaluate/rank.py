@@ -35,8 +35,10 @@ class Rank:
         ones: then every other one is below ``threshold`` for certain.
     numerical_rank: how many exceed ``threshold`` = 0.5 * sqrt(N + V + 1) * largest * epsilon of ``precision``.
     precision: of the numbers in the matrix: that of its dtype, or float32 if a float64 matrix holds nothing finer.
-    ranks: by relative threshold, how many exceed it times the largest.
-    effective_rank: exp of the entropy of the singular values divided by their sum (Roy and Vetterli 2007).
+    ranks: by relative threshold, how many exceed it times the largest. Those that lie below ``threshold`` are left out:
+        they would count noise.
+    effective_rank: exp of the entropy of the singular values above ``threshold``, divided by their sum (Roy and
+        Vetterli 2007).
     mean_kl_nats: KL(p_i || p_j), the mean over all ordered pairs of different contexts.
     dtype: in which the singular values were computed: float64, always.
     """
@@ -105,14 +107,14 @@ def rank(
     shape = tuple(log_probs.shape)
     if len(shape) != 2 or min(shape) < 2:
         raise UserError(f"log_probs: expected a matrix (contexts, words) of at least 2 x 2, got shape {shape}")
-    if not isinstance(log_probs, Tensor):
-        log_probs = _tensor(log_probs)
-    if not log_probs.is_floating_point():
-        raise UserError(f"log_probs: expected floating-point numbers, got {log_probs.dtype}")
-    device = log_probs.device if device is None else torch.device(device)
+    precision = _precision(log_probs)
+    if device is None:
+        device = log_probs.device if isinstance(log_probs, Tensor) else "cpu"
     announce_memory(shape[0], shape[1], device, display)
+    if not isinstance(log_probs, Tensor):  # a copy: what is read-only or mapped from a file stays as it is
+        log_probs = torch.from_numpy(np.array(log_probs, dtype=np.float64))
     matrix_NV = log_probs.detach().to(device, torch.float64)
-    return measure_rank(matrix_NV, precision=log_probs.dtype, relative_thresholds=relative_thresholds, display=display)
+    return measure_rank(matrix_NV, precision=precision, relative_thresholds=relative_thresholds, display=display)
 
 
 def announce_memory(contexts: int, vocabulary: int, device: torch.device | str, display: Display) -> None:
@@ -143,15 +145,20 @@ def measure_rank(
         precision = torch.float32
     values = _singular_values(matrix_NV, torch.finfo(precision).eps, display).cpu()
     threshold = _round_off(matrix_NV, values, torch.finfo(precision).eps)
-    share = values / values.sum()
+    above = values[values > threshold]
+    share = above / above.sum()
     return Rank(
         contexts=matrix_NV.shape[0],
         vocabulary=matrix_NV.shape[1],
         singular_values=values,
-        numerical_rank=int((values > threshold).sum()),
+        numerical_rank=len(above),
         threshold=threshold,
         precision=str(precision).removeprefix("torch."),
-        ranks={relative: int((values > relative * values[0]).sum()) for relative in relative_thresholds},
+        ranks={
+            relative: int((values > level).sum())
+            for relative in relative_thresholds
+            if (level := relative * values[0]) >= threshold
+        },
         effective_rank=float(torch.special.entr(share).sum().exp()),
         mean_kl_nats=found.mean_kl_nats,
         dtype="float64",
@@ -160,12 +167,15 @@ def measure_rank(
     )
 
 
-def _tensor(array: NDArray[Any]) -> Tensor:
-    """A copy, so that a read-only or memory-mapped array stays as it is."""
-    if not np.issubdtype(array.dtype, np.floating):
-        raise UserError(f"log_probs: expected floating-point numbers, got {array.dtype}")
-    size = array.dtype.itemsize
-    return torch.from_numpy(np.array(array, dtype=f"f{size}" if size in (2, 4, 8) else "f8"))
+def _precision(log_probs: Tensor | NDArray[Any]) -> torch.dtype:
+    if isinstance(log_probs, Tensor):
+        is_floating, precision = log_probs.is_floating_point(), log_probs.dtype
+    else:
+        is_floating = np.issubdtype(log_probs.dtype, np.floating)
+        precision = {2: torch.float16, 4: torch.float32}.get(log_probs.dtype.itemsize, torch.float64)
+    if not is_floating:
+        raise UserError(f"log_probs: expected floating-point numbers, got {log_probs.dtype}")
+    return precision
 
 
 def _round_off(matrix_NV: Tensor, values: Tensor, epsilon: float) -> float:

@@ -47,7 +47,7 @@ def rank_run(
         format, stage, split, model_sha256 (of the stage's model.safetensors)
         head, num_components, context_features (D), bound (of the head's rank; null for a mixture of softmaxes)
         contexts, vocabulary, numerical_rank, threshold, precision, effective_rank, mean_kl_nats
-        ranks: [{relative_threshold, rank}]
+        ranks: [{relative_threshold, rank}], without those below round-off
         dtype, hidden_dtype, device, elapsed_s
         singular_values: descending; fewer than min(contexts, vocabulary) where the others are below the threshold
 

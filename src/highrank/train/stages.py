@@ -36,11 +36,14 @@ class Machine:
     workers: Workers = ALONE
 
 
-def corpus_for(config: Config, data: str | None, *, display: Display = SILENT) -> Corpus:
-    """The text that a configuration asks for, or that of the folder ``data``, at the length that it asks for."""
-    name, folder = config.data.corpus, find_corpus(config.data.corpus, data, display=display)
-    if data is not None and not is_published(name, folder):
-        name = folder.resolve().name  # another text than the one that the recipe is about
+def corpus_for(config: Config, data: str | None, *, name: str | None = None, display: Display = SILENT) -> Corpus:
+    """The text that a configuration asks for, or that of the folder ``data``, at the length that it asks for. A text
+    whose ``name`` is known need not be recognised."""
+    folder = find_corpus(config.data.corpus, data, display=display)
+    if name is None:
+        name = config.data.corpus
+        if data is not None and not is_published(name, folder):
+            name = folder.resolve().name  # another text than the one that the recipe is about
     corpus = load_corpus(folder, name=name, display=display)
     limits = {
         "train": config.data.train_tokens,
@@ -59,7 +62,7 @@ def corpus_of(run: RunFolder, data: str | None, *, display: Display = SILENT) ->
         except UserError:
             if corpus_name(run.facts, run.config) != "kjv":  # which can be built again
                 raise
-    corpus = corpus_for(run.config, data, display=display)
+    corpus = corpus_for(run.config, data, name=corpus_name(run.facts, run.config), display=display)
     run.check_corpus(corpus)
     return corpus
 
