@@ -17,7 +17,8 @@ import pytest
 from benchmarks.fuzzing.damage import nasty_tree
 from highrank.data import Corpus
 from highrank.errors import UserError
-from highrank.evaluate import rank_run
+from highrank.evaluate import components_run, dynamic_settings, rank_run
+from highrank.explore import Explorer
 from highrank.report import Wanted, check_comparable, check_plotting, gather, write_figures, write_page
 from highrank.report.figure import Figure
 from highrank.report.history import history_of
@@ -321,6 +322,30 @@ def test_figures_of_a_model_that_training_has_replaced_meanwhile_are_not_shown(
     (subject,) = gather([RunFolder.open(copy)], lambda run: made.corpus, Wanted(rank=True, passage_words=0))
     assert subject.rank is None
     assert "on the model as it is now" in subject.notes["rank"]
+
+
+def test_a_lost_dynamic_evaluation_costs_only_its_half_of_the_passage(made: Made, tmp_path: Path) -> None:
+    run = shutil.copytree(made.runs[1], tmp_path / "run")
+    assert highrank("finetune", run, "--set", "dynamic.lr=1e38").returncode == 0
+    assert "the loss is lost" in highrank("dynamic-eval", run).stderr
+    done = highrank("report", run, "--words", "60", "--from", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    (said,) = json.loads(done.stdout)["runs"]
+    assert said["passage"]["words"] == 60
+    assert said["passage"]["after_dynamic_evaluation"] is False
+    assert "the loss is lost (nan nats" in said["missing"]["dynamic"]
+    assert "the loss is lost" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_report_and_explore_adapt_with_the_settings_that_were_scored(made: Made, tmp_path: Path) -> None:
+    copy = shutil.copytree(made.runs[0], tmp_path / "copy")
+    run = RunFolder.open(copy)
+    found = dynamic_settings(run, lr=0.0007, lamb=0.5)
+    run.add_result("dynamic", {**run.results["dynamic"], "settings": found._asdict()})
+    (subject,) = gather([run], lambda run: made.corpus, Wanted(components=False, passage_words=5))
+    assert subject.settings == found != dynamic_settings(run)
+    assert Explorer(run, lambda: made.corpus).settings == found
+    assert Explorer(run, lambda: made.corpus, stage="train").settings == dynamic_settings(run)
 
 
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
