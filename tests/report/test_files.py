@@ -106,8 +106,29 @@ def test_the_softmax_beside_it_is_the_control_of_the_mixture(made: Made) -> None
     assert found.gain.control is not None
     gain = losses[1]["train"]["test"]["loss_nats"] - losses[0]["finetune"]["test"]["loss_nats"]
     assert found.gain.control.gain_nats == pytest.approx(gain, abs=1e-4)
-    assert (made.figures / "gain-over-softmax-by-frequency.svg").exists()
-    assert "over the control" in made.page.read_text(encoding="utf-8")
+    assert (made.figures / "gain-over-control-by-frequency.svg").exists()
+    page = made.page.read_text(encoding="utf-8")
+    assert "Gain of the mixture over its control (softmax), by word frequency" in page
+    assert "over the control" in page
+    assert "were not all measured on the same contexts" not in page
+
+
+def test_figures_of_another_control_or_text_are_said_to_be(made: Made, tmp_path: Path) -> None:
+    mixture = shutil.copytree(made.runs[0], tmp_path / "mixture")
+    rank_run(RunFolder.open(mixture), made.corpus, "train", contexts=120)
+    (found, softmax) = (RunFolder.open(run) for run in (mixture, made.runs[1]))
+    components_run(found, made.corpus, control=RunFolder.open(made.runs[0]))
+    subjects = gather([found, softmax], lambda run: made.corpus, Wanted(passage_words=0))
+    assert f"the gain over {softmax.path}: " in subjects[0].notes["components"]
+    assert subjects[0].components is not None
+    gain = next(figure for figure in component_figures({"mixture": subjects[0].components}) if "control" in figure.name)
+    assert gain.title == "Gain of the mixture over its control (mixture of softmaxes), by word frequency"
+    write_page(tmp_path / "report.html", subjects, [], command="")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "(of mixture on 120 contexts of the train text, of soft on 120 contexts of the test text)" in page
+    components_run(found, made.corpus)
+    (subject, _) = gather([found, softmax], lambda run: made.corpus, Wanted(passage_words=0))
+    assert f"--control {softmax.path}" in subject.notes["components"]
 
 
 def test_the_switch_to_averaging_and_the_stages_are_marked(made: Made) -> None:

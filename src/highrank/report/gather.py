@@ -189,7 +189,17 @@ def _add_components(
         )
     with subject.noted("components"):
         how = f"highrank components {run.path}"
-        subject.components = _measured(run, stage, COMPONENTS_FILE, checked_components, measure, how, display)
+        subject.components = found = _measured(run, stage, COMPONENTS_FILE, checked_components, measure, how, display)
+        if control is not None and not _is_against(found, control):
+            subject.notes["components"] = (
+                f"the gain over {control.path}: {how} --control {control.path} measures it, in place of the figures "
+                "that are there"
+            )
+
+
+def _is_against(found: Components, control: RunFolder) -> bool:
+    against = found.gain.control
+    return against is not None and Path(against.run or "").resolve() == control.path.resolve()
 
 
 def _measured(

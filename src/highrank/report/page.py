@@ -3,8 +3,9 @@
 import html
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import altair as alt
@@ -40,6 +41,9 @@ def render(subjects: Sequence[Subject], figures: Sequence[Figure], *, date: str,
         groups.setdefault(figure.group, []).append(figure)
     training, spectrum = groups.pop("training", []), groups.pop("spectrum", [])
     ranks = {subject.label: subject.rank for subject in subjects if subject.rank is not None}
+    spectra = {label: f"{rank.contexts:,} contexts of the {rank.split} text" for label, rank in ranks.items()}
+    components = {subject.label: subject.components for subject in subjects if subject.components is not None}
+    texts = {label: f"the {found.split} text" for label, found in components.items()}
     rows = result_rows(subjects)
     cells = [cell for row in rows for cell in row.cells.values()]
     read = [subject for subject in subjects if subject.passage is not None]
@@ -79,11 +83,11 @@ def render(subjects: Sequence[Subject], figures: Sequence[Figure], *, date: str,
         thresholds=_common_thresholds(list(ranks.values())),
         above=_above,
         paper_ranks=PAPER_RANKS if paper_of(subjects) is PAPER["penn"] else (),
-        rank_notes=_notes(subjects, "rank"),
-        components={subject.label: subject.components for subject in subjects if subject.components is not None},
+        rank_notes=_notes(subjects, "rank") + _differing("The spectra", spectra),
+        components=components,
         component_plots=[figure for group in groups.values() for figure in group],
         dead_names=_dead_names,
-        component_notes=_notes(subjects, "components"),
+        component_notes=_notes(subjects, "components") + _differing("The components", texts),
         passages=[_passage(subject) for subject in read],
         passage_choices=[(str(number), subject.label) for number, subject in enumerate(read)],
         passage_notes=_notes(subjects, "passage") + _notes(read, "dynamic"),
@@ -169,6 +173,14 @@ def _tempered_notes(subject: Subject) -> Iterator[str]:
 
 def _notes(subjects: Sequence[Subject], part: str) -> list[str]:
     return [f"{subject.label}: {note}" for subject in subjects if (note := subject.notes.get(part)) is not None]
+
+
+def _differing(what: str, measured_on: Mapping[str, str]) -> list[str]:
+    """A note where runs, by their labels, were not all measured on the same."""
+    if len(set(measured_on.values())) < 2:
+        return []
+    each = ", ".join(f"of {label} on {text}" for label, text in measured_on.items())
+    return [f"{what} were not all measured on the same contexts ({each}): they cannot be set side by side."]
 
 
 def _passage(subject: Subject) -> dict[str, Any]:
