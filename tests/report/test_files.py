@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.fuzzing.damage import nasty_tree
+from benchmarks.processes import here, one_line
 from highrank.data import Corpus
 from highrank.errors import UserError
 from highrank.evaluate import components_run, dynamic_settings, rank_run
@@ -23,7 +25,7 @@ from highrank.report import Wanted, check_comparable, check_plotting, gather, wr
 from highrank.report.figure import Figure
 from highrank.report.history import history_of
 from highrank.report.model_figures import component_figures, spectrum_figures
-from highrank.report.results import result_rows
+from highrank.report.results import Cell, result_rows
 from highrank.report.training_figures import training_figures
 from highrank.runs import RunFolder
 from highrank.runs.measured import read_components, read_rank
@@ -175,9 +177,18 @@ def test_the_table_has_the_results_that_were_recorded(made: Made) -> None:
     of_training = mixture.cells["train", "valid"]
     assert of_training.in_training, "not evaluated over the whole text"
     assert not of_training.so_far, "the stage came to its end"
+    assert of_training.perplexity == runs[0].results["train"]["valid_perplexity"]
     assert softmax.cells["finetune", "test"].why_not == "not run"
     best = min((mixture, softmax), key=lambda row: row.cells["train", "test"].perplexity or 0)
     assert best.cells["train", "test"].best
+
+
+def test_the_validation_of_a_stage_is_known_without_the_records_of_its_training(made: Made, tmp_path: Path) -> None:
+    copy = shutil.copytree(made.runs[1], tmp_path / "copy")
+    (copy / "metrics.jsonl").unlink()
+    (row,) = result_rows(gather([RunFolder.open(copy)], lambda run: made.corpus, Wanted(passage_words=0)))
+    perplexity = RunFolder.open(copy).results["train"]["valid_perplexity"]
+    assert row.cells["train", "valid"] == Cell(perplexity, in_training=True)
 
 
 def test_a_temperature_is_a_note_below_the_table(made: Made) -> None:
@@ -373,6 +384,54 @@ def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     with pytest.raises(UserError, match=r"needs vl_convert.*pip install 'highrank\[report\]'"):
         check_plotting()
+
+
+@pytest.mark.parametrize(("command", "library"), [("report", "vl_convert"), ("explore", "gradio")])
+def test_a_library_that_is_broken_is_not_said_to_be_missing(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, library: str
+) -> None:
+    (tmp_path / f"{library}.py").write_text("from math import no_such_function\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    done = highrank(command, made.runs[1])
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"highrank: {command} needs a library that is installed, but cannot be loaded: ")
+    assert "cannot import name 'no_such_function'" in done.stderr
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(made: Made, tmp_path: Path) -> None:
+    run = shutil.copytree(made.runs[1], tmp_path / "run")
+    (run / "rank.json").unlink()
+    (tmp_path / "file").touch()
+    for option, place, said in (
+        ("--out", tmp_path, "a folder is in its place"),
+        ("--out", tmp_path / "file" / "report.html", "File exists"),
+        ("--figures", tmp_path / "file", "File exists"),
+    ):
+        one_line(here("report", run, "--rank", option, place), said)
+        assert not (run / "rank.json").exists()
+    one_line(here("report", tmp_path / "none"), "not a run folder")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["/venv/bin/highrank", "train", "a b"], "highrank train &#39;a b&#39;"),
+        (["/src/highrank/__main__.py", "train", "kjv-demo"], "highrank train kjv-demo"),
+        (["main.py", "--data", "penn"], "python main.py --data penn"),
+        (["/opt/mine/__main__.py", "x"], "python /opt/mine/__main__.py x"),
+        (["mine", "x"], "mine x"),
+    ],
+)
+def test_the_command_that_made_a_run_is_shown_as_one_would_type_it(
+    begun: Callable[..., RunFolder], tmp_path: Path, words: list[str], shown: str
+) -> None:
+    path = begun(tmp_path / "run").path
+    facts = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps(facts | {"command": words}))
+    write_page(tmp_path / "report.html", gather([RunFolder.open(path)], _no_corpus, Wanted()), [], command="")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f">{shown}<" in page
 
 
 def test_a_text_that_is_gone_costs_only_the_passage(made: Made) -> None:

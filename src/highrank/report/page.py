@@ -233,7 +233,7 @@ def _machine(subject: Subject) -> dict[str, Any]:
     command = run.facts.get("command")
     said = ""
     if isinstance(command, list) and len(command) > 1 and all(isinstance(word, str) for word in command):
-        said = shlex.join(["highrank", *command[1:]])
+        said = _command(command)
     results = run.results
     whole = "finetune" in results or "dynamic" in results
     again = ["highrank", "run" if whole else "train", str(run.path / "config.toml"), "--out", "NEW-FOLDER"]
@@ -245,6 +245,14 @@ def _machine(subject: Subject) -> dict[str, Any]:
         "again": shlex.join([*again, *(["--data", folder] if folder else [])]),
         "toml": to_toml(run.config).strip(),
     }
+
+
+def _command(words: Sequence[str]) -> str:
+    """As one would type it: the words of a process begin with the file of its program."""
+    program = Path(words[0])
+    if program.stem == "highrank" or program.parts[-2:] == ("highrank", "__main__.py"):
+        return shlex.join(["highrank", *words[1:]])
+    return shlex.join(["python", *words] if program.suffix == ".py" else words)
 
 
 def _fact(subject: Subject, *path: str) -> str:
