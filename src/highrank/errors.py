@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["NotRecordedError", "UserError", "one_line"]
+__all__ = ["NotRecordedError", "UserError", "not_importable", "one_line"]
 
 LONGEST = 1200
 
@@ -26,6 +26,13 @@ class NotRecordedError(UserError):
     def __init__(self, error: UserError, result: dict[str, Any]) -> None:
         super().__init__(f"not recorded: {error}", exit_code=error.exit_code)
         self.result = result
+
+
+def not_importable(error: ImportError, what: str) -> UserError:
+    """Of a command ``what`` that needs the libraries of the extra of its name."""
+    if isinstance(error, ModuleNotFoundError):
+        return UserError(f"{what} needs {error.name}, which is not installed: pip install 'highrank[{what}]'")
+    return UserError(f"{what} needs a library that is installed, but cannot be loaded: {error}")
 
 
 def one_line(text: str) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.harness import memory_of
 from benchmarks.processes import RECIPE, here, one_line
+from highrank.cli.main import main
 from highrank.data import Vocabulary
 from highrank.data.batches import Columns
 from highrank.runs import RunFolder, build_model, cost, find_recipe, read_config, recipe_names
@@ -160,3 +161,11 @@ def test_the_papers_sizes(recipe: str, corpora: Path) -> None:
     if "the estimate of --dry-run" in memory:
         assert f"about {said['memory_bytes']['total'] / 1e9:.1f} GB" in memory
         assert f"{parameters:,} parameters" in memory
+
+
+@pytest.mark.parametrize("command", ["train", "run"])
+def test_help_names_the_recipes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    said = "".join(capsys.readouterr().out.split())  # wherever its lines are broken
+    assert f"({','.join(recipe_names())})" in said

@@ -51,6 +51,16 @@ def test_a_part_is_a_part_of_the_whole(start: int, length: int) -> None:
         torch.testing.assert_close(ours.prior, theirs.prior[chosen])
 
 
+@pytest.mark.parametrize("lr", [100.0, 1e38], ids=["garbage", "not a number"])
+def test_a_loss_that_is_lost_on_the_way_is_no_passage(lr: float) -> None:
+    model = small_model()
+    text = TEXT % model.vocab_size
+    statistics = gradient_statistics(model, text, batch=3, bptt=5)
+    adaptation = (statistics, DynamicSettings(lr=lr, epsilon=1e-6, lamb=0))
+    with pytest.raises(UserError, match="the loss is lost"):
+        read_passage(model, text, start=40, length=20, adaptation=adaptation)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_dropouts_are_off_and_the_mode_comes_back(training: bool) -> None:
     expected = read_passage(small_model(), TEXT % 5, start=1, length=20).before

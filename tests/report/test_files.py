@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,14 +16,16 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.fuzzing.damage import nasty_tree
+from benchmarks.processes import here, one_line
 from highrank.data import Corpus
 from highrank.errors import UserError
-from highrank.evaluate import rank_run
+from highrank.evaluate import components_run, dynamic_settings, rank_run
+from highrank.explore import Explorer
 from highrank.report import Wanted, check_comparable, check_plotting, gather, write_figures, write_page
 from highrank.report.figure import Figure
 from highrank.report.history import history_of
 from highrank.report.model_figures import component_figures, spectrum_figures
-from highrank.report.results import result_rows
+from highrank.report.results import Cell, result_rows
 from highrank.report.training_figures import training_figures
 from highrank.runs import RunFolder
 from highrank.runs.measured import read_components, read_rank
@@ -105,8 +108,29 @@ def test_the_softmax_beside_it_is_the_control_of_the_mixture(made: Made) -> None
     assert found.gain.control is not None
     gain = losses[1]["train"]["test"]["loss_nats"] - losses[0]["finetune"]["test"]["loss_nats"]
     assert found.gain.control.gain_nats == pytest.approx(gain, abs=1e-4)
-    assert (made.figures / "gain-over-softmax-by-frequency.svg").exists()
-    assert "over the control" in made.page.read_text(encoding="utf-8")
+    assert (made.figures / "gain-over-control-by-frequency.svg").exists()
+    page = made.page.read_text(encoding="utf-8")
+    assert "Gain of the mixture over its control (softmax), by word frequency" in page
+    assert "over the control" in page
+    assert "were not all measured on the same contexts" not in page
+
+
+def test_figures_of_another_control_or_text_are_said_to_be(made: Made, tmp_path: Path) -> None:
+    mixture = shutil.copytree(made.runs[0], tmp_path / "mixture")
+    rank_run(RunFolder.open(mixture), made.corpus, "train", contexts=120)
+    (found, softmax) = (RunFolder.open(run) for run in (mixture, made.runs[1]))
+    components_run(found, made.corpus, control=RunFolder.open(made.runs[0]))
+    subjects = gather([found, softmax], lambda run: made.corpus, Wanted(passage_words=0))
+    assert f"the gain over {softmax.path}: " in subjects[0].notes["components"]
+    assert subjects[0].components is not None
+    gain = next(figure for figure in component_figures({"mixture": subjects[0].components}) if "control" in figure.name)
+    assert gain.title == "Gain of the mixture over its control (mixture of softmaxes), by word frequency"
+    write_page(tmp_path / "report.html", subjects, [], command="")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "(of mixture on 120 contexts of the train text, of soft on 120 contexts of the test text)" in page
+    components_run(found, made.corpus)
+    (subject, _) = gather([found, softmax], lambda run: made.corpus, Wanted(passage_words=0))
+    assert f"--control {softmax.path}" in subject.notes["components"]
 
 
 def test_the_switch_to_averaging_and_the_stages_are_marked(made: Made) -> None:
@@ -153,9 +177,18 @@ def test_the_table_has_the_results_that_were_recorded(made: Made) -> None:
     of_training = mixture.cells["train", "valid"]
     assert of_training.in_training, "not evaluated over the whole text"
     assert not of_training.so_far, "the stage came to its end"
+    assert of_training.perplexity == runs[0].results["train"]["valid_perplexity"]
     assert softmax.cells["finetune", "test"].why_not == "not run"
     best = min((mixture, softmax), key=lambda row: row.cells["train", "test"].perplexity or 0)
     assert best.cells["train", "test"].best
+
+
+def test_the_validation_of_a_stage_is_known_without_the_records_of_its_training(made: Made, tmp_path: Path) -> None:
+    copy = shutil.copytree(made.runs[1], tmp_path / "copy")
+    (copy / "metrics.jsonl").unlink()
+    (row,) = result_rows(gather([RunFolder.open(copy)], lambda run: made.corpus, Wanted(passage_words=0)))
+    perplexity = RunFolder.open(copy).results["train"]["valid_perplexity"]
+    assert row.cells["train", "valid"] == Cell(perplexity, in_training=True)
 
 
 def test_a_temperature_is_a_note_below_the_table(made: Made) -> None:
@@ -323,10 +356,82 @@ def test_figures_of_a_model_that_training_has_replaced_meanwhile_are_not_shown(
     assert "on the model as it is now" in subject.notes["rank"]
 
 
+def test_a_lost_dynamic_evaluation_costs_only_its_half_of_the_passage(made: Made, tmp_path: Path) -> None:
+    run = shutil.copytree(made.runs[1], tmp_path / "run")
+    assert highrank("finetune", run, "--set", "dynamic.lr=1e38").returncode == 0
+    assert "the loss is lost" in highrank("dynamic-eval", run).stderr
+    done = highrank("report", run, "--words", "60", "--from", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    (said,) = json.loads(done.stdout)["runs"]
+    assert said["passage"]["words"] == 60
+    assert said["passage"]["after_dynamic_evaluation"] is False
+    assert "the loss is lost (nan nats" in said["missing"]["dynamic"]
+    assert "the loss is lost" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_report_and_explore_adapt_with_the_settings_that_were_scored(made: Made, tmp_path: Path) -> None:
+    copy = shutil.copytree(made.runs[0], tmp_path / "copy")
+    run = RunFolder.open(copy)
+    found = dynamic_settings(run, lr=0.0007, lamb=0.5)
+    run.add_result("dynamic", {**run.results["dynamic"], "settings": found._asdict()})
+    (subject,) = gather([run], lambda run: made.corpus, Wanted(components=False, passage_words=5))
+    assert subject.settings == found != dynamic_settings(run)
+    assert Explorer(run, lambda: made.corpus).settings == found
+    assert Explorer(run, lambda: made.corpus, stage="train").settings == dynamic_settings(run)
+
+
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     with pytest.raises(UserError, match=r"needs vl_convert.*pip install 'highrank\[report\]'"):
         check_plotting()
+
+
+@pytest.mark.parametrize(("command", "library"), [("report", "vl_convert"), ("explore", "gradio")])
+def test_a_library_that_is_broken_is_not_said_to_be_missing(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, library: str
+) -> None:
+    (tmp_path / f"{library}.py").write_text("from math import no_such_function\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    done = highrank(command, made.runs[1])
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"highrank: {command} needs a library that is installed, but cannot be loaded: ")
+    assert "cannot import name 'no_such_function'" in done.stderr
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(made: Made, tmp_path: Path) -> None:
+    run = shutil.copytree(made.runs[1], tmp_path / "run")
+    (run / "rank.json").unlink()
+    (tmp_path / "file").touch()
+    for option, place, said in (
+        ("--out", tmp_path, "a folder is in its place"),
+        ("--out", tmp_path / "file" / "report.html", "File exists"),
+        ("--figures", tmp_path / "file", "File exists"),
+    ):
+        one_line(here("report", run, "--rank", option, place), said)
+        assert not (run / "rank.json").exists()
+    one_line(here("report", tmp_path / "none"), "not a run folder")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["/venv/bin/highrank", "train", "a b"], "highrank train &#39;a b&#39;"),
+        (["/src/highrank/__main__.py", "train", "kjv-demo"], "highrank train kjv-demo"),
+        (["main.py", "--data", "penn"], "python main.py --data penn"),
+        (["/opt/mine/__main__.py", "x"], "python /opt/mine/__main__.py x"),
+        (["mine", "x"], "mine x"),
+    ],
+)
+def test_the_command_that_made_a_run_is_shown_as_one_would_type_it(
+    begun: Callable[..., RunFolder], tmp_path: Path, words: list[str], shown: str
+) -> None:
+    path = begun(tmp_path / "run").path
+    facts = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps(facts | {"command": words}))
+    write_page(tmp_path / "report.html", gather([RunFolder.open(path)], _no_corpus, Wanted()), [], command="")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f">{shown}<" in page
 
 
 def test_a_text_that_is_gone_costs_only_the_passage(made: Made) -> None:

@@ -101,6 +101,15 @@ def test_results_go_with_the_model_that_they_are_of(
             {"stage": "train", "settings": {"lr": 0.002, "lamb": 0.0, "epsilon": 1.0}, "test": {"perplexity": 5.0}},
             "train with lamb 0, epsilon 1: test 5.00",
         ),
+        (
+            {
+                "stage": "train",
+                "search": [],
+                "settings": {"lamb": 0.02, "lr": 0.00812345678},
+                "test": {"perplexity": 5.0},
+            },
+            "train with lr 0.00812346: test 5.00; what its search had found: --lamb 0.02 --lr 0.00812345678",
+        ),
     ],
 )
 def test_whatever_dynamic_evaluation_is_replaced(

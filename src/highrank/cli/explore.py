@@ -3,7 +3,7 @@
 import argparse
 
 from highrank.cli.options import add_data_option, add_device_option, add_run_argument, add_stage_option
-from highrank.errors import UserError
+from highrank.errors import not_importable
 
 __all__ = ["add_parser", "run"]
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from highrank.explore import server
     except ImportError as error:
-        raise UserError("explore needs Gradio, which is not installed: pip install 'highrank[explore]'") from error
+        raise not_importable(error, "explore") from error
     with server.listen(arguments.port) as listening:  # before the model is loaded
         folder = RunFolder.open(arguments.folder)
         explorer = Explorer(

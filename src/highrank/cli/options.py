@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from highrank.runs.recipes import recipe_names
+
 __all__ = [
     "add_data_option",
     "add_device_option",
@@ -80,7 +82,9 @@ def add_stage_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or the path of a .toml file")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help=f"a recipe's name ({', '.join(recipe_names())}), or the path of a .toml file"
+    )
     parser.add_argument("--out", metavar="RUN", type=Path, help="the run folder (default: runs/RECIPE)")
     add_set_option(parser, "change a setting of the recipe")
     parser.set_defaults(

@@ -56,7 +56,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(arguments: argparse.Namespace) -> int:
     from highrank.cli.stage import machine
-    from highrank.report import Wanted, check_plotting, figures_of, gather, summary_rows, write_figures, write_page
+    from highrank.report import (
+        Wanted,
+        check_plotting,
+        check_writable,
+        figures_of,
+        gather,
+        summary_rows,
+        write_figures,
+        write_page,
+    )
     from highrank.runs import RunFolder
     from highrank.train import corpus_of
 
@@ -66,8 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.rank, not arguments.no_components, arguments.dynamic, arguments.words, arguments.passage_from
     )
     with machine(arguments) as where:
+        runs = [RunFolder.open(folder) for folder in arguments.folders]
+        check_writable(out, arguments.figures)
         subjects = gather(
-            [RunFolder.open(folder) for folder in arguments.folders],
+            runs,
             lambda run: corpus_of(run, arguments.data),
             wanted,
             device=where.device,

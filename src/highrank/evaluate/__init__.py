@@ -13,6 +13,7 @@ from highrank.evaluate.of_run import (
     has_dynamic_result,
     known_statistics,
     prepare_statistics,
+    scored_settings,
 )
 from highrank.evaluate.passage import Passage, line_start, read_passage
 from highrank.evaluate.perplexity import Evaluation, evaluate
@@ -57,6 +58,7 @@ __all__ = [
     "rank_run",
     "read_matrix",
     "read_passage",
+    "scored_settings",
     "search_settings",
     "tune_temperature",
     "tune_temperature_of",

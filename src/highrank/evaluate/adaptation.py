@@ -17,12 +17,15 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from highrank.errors import UserError
 from highrank.evaluate.moves import RMSMoves
 from highrank.models import LanguageModel, State, detached, seed_dropouts, without_dropout
 from highrank.models.short_lstm import is_short
 from highrank.models.short_segment import ShortSegments
 
 __all__ = ["Adaptation", "DynamicSettings", "GradientStatistics"]
+
+LOST_NATS = 100.0  # a token; an even guess among all words of a vocabulary is below 20
 
 
 class DynamicSettings(NamedTuple):
@@ -63,6 +66,8 @@ class Adaptation:
         self.settings = settings
         self.state: State = model.initial_state(1)
         self._steps = 0
+        self._total = torch.zeros((), dtype=torch.float64, device=next(iter(named.values())).device)
+        self._scored = 0
         decays, rates = _decays_and_rates([rms[name] for name in named], settings)
         self._moves = RMSMoves(list(named.values()), decays, rates)
         self._short = ShortSegments(model)
@@ -96,7 +101,23 @@ class Adaptation:
             if self.model.head.weight is not embedding:
                 self._moves.back(embedding)
             self._moves.rows(embedding, tokens.squeeze(1), rows_TD)
+            self._total += loss.double() * target.numel()
+        self._scored += target.numel()
         return loss
+
+    def loss_nats(self) -> float:
+        """Mean loss over all that was scored. Raises UserError if it is lost on the way (a learning rate too high).
+
+        It waits for the device.
+        """
+        loss_nats = self._total.item() / self._scored
+        if not loss_nats < LOST_NATS:  # not a number, too
+            raise UserError(
+                f"dynamic evaluation: the loss is lost ({loss_nats:.3g} nats after {self._scored} tokens); "
+                f"try a lower dynamic.lr ({self.settings.lr / 4:g}) or a larger dynamic.epsilon "
+                "(dynamic-eval: --lr, --epsilon)"
+            )
+        return loss_nats
 
     def _by_autograd(self, tokens: Tensor, target: Tensor) -> tuple[Tensor, State, Tensor]:
         """``ShortSegments.run`` of any segment, on any device."""

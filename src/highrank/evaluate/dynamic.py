@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from highrank.data.batches import SHORTEST_TRAINING_COLUMN, Columns
-from highrank.errors import UserError
 from highrank.evaluate.adaptation import Adaptation, DynamicSettings, GradientStatistics
 from highrank.evaluate.perplexity import Evaluation
 from highrank.models import LanguageModel, State, detached, seed_dropouts, without_dropout
@@ -20,8 +19,6 @@ from highrank.progress import SILENT, Display, Pace
 from highrank.workers import ALONE, Workers
 
 __all__ = ["dynamic_evaluate", "gradient_statistics"]
-
-LOST_NATS = 100.0  # a token; an even guess among all words of a vocabulary is below 20
 
 
 def gradient_statistics(
@@ -95,25 +92,15 @@ def dynamic_evaluate(
     """
     started = time.perf_counter()
     columns = Columns(tokens, 1, what=what)
-    total = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
+    device = next(model.parameters()).device
     done, reading = 0, Pace()
     with Adaptation(model, statistics, settings) as adaptation:
         for segment in columns.segments(settings.bptt):
-            segment = segment.to(total.device)
-            total += adaptation.step(segment.tokens, segment.target).double() * segment.target.numel()
+            segment = segment.to(device)
+            adaptation.step(segment.tokens, segment.target)
             done += segment.target.numel()
             if reading.is_due():  # a lost loss is told now, not at the end
-                display.progress(what, done, columns.predicted_tokens, _finite(total, done, settings))
-    loss_nats = _finite(total, done, settings)
+                display.progress(what, done, columns.predicted_tokens, adaptation.loss_nats())
+        loss_nats = adaptation.loss_nats()
     display.progress(what, done, done, loss_nats)
     return Evaluation.of(loss_nats, done, started)
-
-
-def _finite(total: Tensor, done: int, settings: DynamicSettings) -> float:
-    loss_nats = total.item() / done
-    if not loss_nats < LOST_NATS:  # not a number, too
-        raise UserError(
-            f"dynamic evaluation: the loss is lost ({loss_nats:.3g} nats after {done} tokens); "
-            f"try a lower dynamic.lr ({settings.lr / 4:g}) or a larger dynamic.epsilon (dynamic-eval: --lr, --epsilon)"
-        )
-    return loss_nats

@@ -21,6 +21,7 @@ from highrank.files import explained, new_file
 from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
 from highrank.runs import ModelStamp, RunFolder, parse_config, writing
+from highrank.runs.config import DynamicSection
 from highrank.runs.listing import dynamic_figures
 from highrank.runs.records import Result
 from highrank.runs.tensors import read_tensors, write_tensors
@@ -36,6 +37,7 @@ __all__ = [
     "known_statistics",
     "prepare_statistics",
     "recording",
+    "scored_settings",
 ]
 
 PAPER_BATCH = {"train": 10, "valid": 10, "test": 1}
@@ -99,6 +101,13 @@ def dynamic_settings(
     return DynamicSettings(
         section.lamb, section.lr, section.epsilon, section.bptt, section.mean_square, weight_dropout_seed
     )
+
+
+def scored_settings(run: RunFolder, stage: str) -> DynamicSettings:
+    """Those that the recorded dynamic evaluation of the stage was made with, after a search perhaps; else the run's."""
+    recorded = run.results.get("dynamic", {})
+    chosen = recorded.get("settings", {}) if recorded.get("stage") == stage else {}
+    return dynamic_settings(run, **{name: chosen.get(name) for name in DynamicSection.__struct_fields__})
 
 
 def dynamic_evaluate_run(
@@ -188,6 +197,9 @@ def _say_what_went(run: RunFolder, earlier: Result, settings: DynamicSettings, d
     known = ", ".join(f"{split} {value:.2f}" for split, value in figures.items() if value is not None)
     of = f"{went.stage} with {', '.join(other)}" if other else went.stage
     said = f"in place of the dynamic evaluation of {of}: {known or 'no figures'}"
+    if "search" in earlier and other:
+        options = [f"--{name} {value!r}" for name, value in went.settings.items() if name in ("lr", "lamb")]
+        said += f"; what its search had found: {' '.join(options)}"
     run.log(said)
     display.message(said)
 

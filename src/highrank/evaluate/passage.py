@@ -58,7 +58,8 @@ def read_passage(
     """The predictions of ``tokens[start : start + length]``, each listing its ``top`` words.
 
     All the text before the passage is read too: as context, and with ``adaptation`` to learn from, which takes a step
-    of training for each of its segments. Raises UserError if the text has no word there.
+    of training for each of its segments. Raises UserError if the text has no word there, or if the
+    loss is lost by learning.
     """
     if not 1 <= start < len(tokens):
         raise UserError(f"the passage: expected a position from 1 to {len(tokens) - 1}, got {start}")
@@ -99,7 +100,8 @@ def _adapted(
                     hidden = model.backbone(segment.tokens, adaptation.state).hidden
                 parts += _predictions(model, hidden, segment.target, segment.start, start, top)
             adaptation.step(segment.tokens, segment.target)
-            display.progress("passage, learning", segment.start + len(segment.target), columns.predicted_tokens)
+            done = segment.start + len(segment.target)
+            display.progress("passage, learning", done, columns.predicted_tokens, adaptation.loss_nats())
     return parts
 
 

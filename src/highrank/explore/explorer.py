@@ -21,10 +21,10 @@ from highrank.evaluate import (
     DynamicSettings,
     GradientStatistics,
     Prediction,
-    dynamic_settings,
     gradient_statistics,
     known_statistics,
     predict_next,
+    scored_settings,
 )
 from highrank.explore.reading import Reading, read_text
 from highrank.models import LanguageModel
@@ -107,7 +107,7 @@ class Explorer:
         self.vocabulary = run.vocabulary
         self._stamp = run.model_stamp(self.stage)  # of what is loaded now: training may go on beside the page
         self.model = run.load_model(self.stage, device=device)
-        self.settings = dynamic_settings(run)
+        self.settings = scored_settings(run, self.stage)
         self._corpus = corpus
         self._statistics_tokens = statistics_tokens
         self._statistics: _Statistics | None = None
@@ -244,15 +244,12 @@ def _adapt(
             before.append(fixed.loss.squeeze(1))
             learning.append(moving.loss.squeeze(1))
             adaptation.step(tokens, target)
+            adaptation.loss_nats()
             display.progress("adapting", segment.start + len(tokens), columns.predicted_tokens, unit="words")
         result = copy.deepcopy(model).eval()  # what it learnt: the trained weights come back now
-    losses = torch.cat(learning).cpu()
-    if not losses.isfinite().all() or not all(weight.isfinite().all() for weight in result.parameters()):
-        raise UserError(
-            f"the loss was lost on the way: the learning rate of this run's [dynamic] settings, {settings.lr:g}, is "
-            "too high for this text"
-        )
-    return Adapted(reading, torch.cat(before).cpu(), losses, settings, statistics.said, result)
+    if not all(weight.isfinite().all() for weight in result.parameters()):  # by the last step
+        raise UserError(f"the learning rate of the dynamic evaluation, {settings.lr:g}, is too high for this text")
+    return Adapted(reading, torch.cat(before).cpu(), torch.cat(learning).cpu(), settings, statistics.said, result)
 
 
 def _changes(trained: Prediction, adapted: Prediction) -> list[Change]:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import msgspec
 import torch
 
 from highrank.data import Corpus
@@ -16,15 +15,14 @@ from highrank.data.vocabulary import END_OF_LINE
 from highrank.errors import NotRecordedError, UserError
 from highrank.evaluate import (
     DynamicSettings,
-    GradientStatistics,
     Passage,
     cached_statistics,
     components_run,
-    dynamic_settings,
     known_statistics,
     line_start,
     rank_run,
     read_passage,
+    scored_settings,
 )
 from highrank.progress import SILENT, Display
 from highrank.reading import read_json
@@ -39,7 +37,6 @@ from highrank.runs.measured import (
     checked_rank,
     is_of_this_model,
 )
-from highrank.runs.records import Result
 
 __all__ = ["Subject", "Wanted", "check_comparable", "gather"]
 
@@ -192,7 +189,17 @@ def _add_components(
         )
     with subject.noted("components"):
         how = f"highrank components {run.path}"
-        subject.components = _measured(run, stage, COMPONENTS_FILE, checked_components, measure, how, display)
+        subject.components = found = _measured(run, stage, COMPONENTS_FILE, checked_components, measure, how, display)
+        if control is not None and not _is_against(found, control):
+            subject.notes["components"] = (
+                f"the gain over {control.path}: {how} --control {control.path} measures it, in place of the figures "
+                "that are there"
+            )
+
+
+def _is_against(found: Components, control: RunFolder) -> bool:
+    against = found.gain.control
+    return against is not None and Path(against.run or "").resolve() == control.path.resolve()
 
 
 def _measured(
@@ -237,14 +244,21 @@ def _add_passage(
 ) -> None:
     run = subject.run
     tokens = corpus.tokens[SPLIT]
-    settings = dynamic_settings(run)
-    recorded = run.results.get("dynamic", {})
-    if recorded.get("stage") == stage:  # as it was scored, after a search perhaps
-        settings = _recorded_settings(recorded, settings)
     stamp = run.model_stamp(stage)
     model = run.load_model(stage, device=device)
-    statistics: GradientStatistics | None = None
+    # A short text is shown from early on, or there would be nothing left to show.
+    wanted_start = min(wanted.passage_from, max(1, len(tokens) - wanted.passage_words))
+    read = partial(
+        read_passage,
+        model,
+        tokens,
+        start=line_start(tokens, wanted_start, run.vocabulary.index.get(END_OF_LINE)),
+        length=wanted.passage_words,
+        top=LISTED_WORDS,
+        display=display,
+    )
     with subject.noted("dynamic"):
+        settings = scored_settings(run, stage)
         statistics = known_statistics(run, stamp, model, corpus, settings, display=display)
         if statistics is None and wanted.dynamic:
             statistics = cached_statistics(run, stamp, model, corpus, settings, display)
@@ -253,22 +267,6 @@ def _add_passage(
                 f"the passage is without dynamic evaluation: highrank dynamic-eval {run.path}, or report --dynamic, "
                 "makes the gradient statistics that it needs"
             )
-    # A short text is shown from early on, or there would be nothing left to show.
-    wanted_start = min(wanted.passage_from, max(1, len(tokens) - wanted.passage_words))
-    subject.passage = read_passage(
-        model,
-        tokens,
-        start=line_start(tokens, wanted_start, run.vocabulary.index.get(END_OF_LINE)),
-        length=wanted.passage_words,
-        top=LISTED_WORDS,
-        adaptation=None if statistics is None else (statistics, settings),
-        display=display,
-    )
-    subject.settings = None if statistics is None else settings
-
-
-def _recorded_settings(recorded: Result, default: DynamicSettings) -> DynamicSettings:
-    try:
-        return msgspec.convert(recorded["settings"], DynamicSettings)
-    except (KeyError, msgspec.ValidationError):
-        return default
+        subject.passage, subject.settings = read(adaptation=(statistics, settings)), settings
+    if subject.passage is None:
+        subject.passage = read()

@@ -104,14 +104,16 @@ def component_figures(components: Mapping[str, Components]) -> list[Figure]:
                 "prior entropy, nats",
             )
         )
+    controls = {label: found.gain.control for label, found in components.items() if found.gain.control is not None}
+    heads = sorted({(control.head or "of another head").replace("-", " ") for control in controls.values()})
     gains = {
         "gain-by-frequency": (
             "Gain of the mixture over its best single component, by word frequency",
             {label: found.gain.best_component for label, found in components.items()},
         ),
-        "gain-over-softmax-by-frequency": (
-            "Gain of the mixture over the softmax control, by word frequency",
-            {label: found.gain.control for label, found in components.items() if found.gain.control is not None},
+        "gain-over-control-by-frequency": (
+            f"Gain of the mixture over its control ({' or '.join(heads)}), by word frequency",
+            controls,
         ),
     }
     for name, (title, of_runs) in gains.items():

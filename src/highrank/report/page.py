@@ -3,8 +3,9 @@
 import html
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import altair as alt
@@ -40,6 +41,9 @@ def render(subjects: Sequence[Subject], figures: Sequence[Figure], *, date: str,
         groups.setdefault(figure.group, []).append(figure)
     training, spectrum = groups.pop("training", []), groups.pop("spectrum", [])
     ranks = {subject.label: subject.rank for subject in subjects if subject.rank is not None}
+    spectra = {label: f"{rank.contexts:,} contexts of the {rank.split} text" for label, rank in ranks.items()}
+    components = {subject.label: subject.components for subject in subjects if subject.components is not None}
+    texts = {label: f"the {found.split} text" for label, found in components.items()}
     rows = result_rows(subjects)
     cells = [cell for row in rows for cell in row.cells.values()]
     read = [subject for subject in subjects if subject.passage is not None]
@@ -79,11 +83,11 @@ def render(subjects: Sequence[Subject], figures: Sequence[Figure], *, date: str,
         thresholds=_common_thresholds(list(ranks.values())),
         above=_above,
         paper_ranks=PAPER_RANKS if paper_of(subjects) is PAPER["penn"] else (),
-        rank_notes=_notes(subjects, "rank"),
-        components={subject.label: subject.components for subject in subjects if subject.components is not None},
+        rank_notes=_notes(subjects, "rank") + _differing("The spectra", spectra),
+        components=components,
         component_plots=[figure for group in groups.values() for figure in group],
         dead_names=_dead_names,
-        component_notes=_notes(subjects, "components"),
+        component_notes=_notes(subjects, "components") + _differing("The components", texts),
         passages=[_passage(subject) for subject in read],
         passage_choices=[(str(number), subject.label) for number, subject in enumerate(read)],
         passage_notes=_notes(subjects, "passage") + _notes(read, "dynamic"),
@@ -171,6 +175,14 @@ def _notes(subjects: Sequence[Subject], part: str) -> list[str]:
     return [f"{subject.label}: {note}" for subject in subjects if (note := subject.notes.get(part)) is not None]
 
 
+def _differing(what: str, measured_on: Mapping[str, str]) -> list[str]:
+    """A note where runs, by their labels, were not all measured on the same."""
+    if len(set(measured_on.values())) < 2:
+        return []
+    each = ", ".join(f"of {label} on {text}" for label, text in measured_on.items())
+    return [f"{what} were not all measured on the same contexts ({each}): they cannot be set side by side."]
+
+
 def _passage(subject: Subject) -> dict[str, Any]:
     assert subject.passage is not None
     read = subject.passage
@@ -221,7 +233,7 @@ def _machine(subject: Subject) -> dict[str, Any]:
     command = run.facts.get("command")
     said = ""
     if isinstance(command, list) and len(command) > 1 and all(isinstance(word, str) for word in command):
-        said = shlex.join(["highrank", *command[1:]])
+        said = _command(command)
     results = run.results
     whole = "finetune" in results or "dynamic" in results
     again = ["highrank", "run" if whole else "train", str(run.path / "config.toml"), "--out", "NEW-FOLDER"]
@@ -233,6 +245,14 @@ def _machine(subject: Subject) -> dict[str, Any]:
         "again": shlex.join([*again, *(["--data", folder] if folder else [])]),
         "toml": to_toml(run.config).strip(),
     }
+
+
+def _command(words: Sequence[str]) -> str:
+    """As one would type it: the words of a process begin with the file of its program."""
+    program = Path(words[0])
+    if program.stem == "highrank" or program.parts[-2:] == ("highrank", "__main__.py"):
+        return shlex.join(["highrank", *words[1:]])
+    return shlex.join(["python", *words] if program.suffix == ".py" else words)
 
 
 def _fact(subject: Subject, *path: str) -> str:

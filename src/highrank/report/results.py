@@ -91,9 +91,12 @@ def _our_cell(subject: Subject, result: Result, stage: str, split: Split) -> Cel
     perplexity = result.get(split, {}).get("perplexity")
     if perplexity is not None:
         return Cell(float(perplexity))
-    best = subject.history.best(stage) if split == "valid" else None
-    if best is not None:
-        return Cell(best.perplexity, in_training=True, so_far="epochs" not in result)
+    if split == "valid":
+        at_the_end, best = result.get("valid_perplexity"), subject.history.best(stage)
+        if at_the_end is not None:
+            return Cell(float(at_the_end), in_training=True)
+        if best is not None:
+            return Cell(best.perplexity, in_training=True, so_far=True)
     begun = bool(result) or any(point.stage == stage for point in subject.history.points)
     return Cell(None, "not measured" if begun else "not run")
 

@@ -8,14 +8,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from highrank.errors import UserError
-from highrank.files import explained, write_bytes, write_text
+from highrank.errors import UserError, not_importable
+from highrank.files import explained, temporary_folder, write_bytes, write_text
 from highrank.report.gather import Subject
 
 if TYPE_CHECKING:
     from highrank.report.figure import Figure
 
-__all__ = ["check_plotting", "figures_of", "write_figures", "write_page"]
+__all__ = ["check_plotting", "check_writable", "figures_of", "write_figures", "write_page"]
 
 LIMIT_BYTES = 8_000_000
 
@@ -26,9 +26,20 @@ def check_plotting() -> None:
         import altair  # noqa: F401
         import vl_convert  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"a report needs {error.name}, which is not installed: pip install 'highrank[report]'"
-        ) from error
+        raise not_importable(error, "report") from error
+
+
+def check_writable(page: Path, figures: Path | None) -> None:
+    """Raises UserError if the page or the folder of figures cannot be written. To be called before anything is
+    measured."""
+    with explained(page):
+        if page.is_dir():
+            raise IsADirectoryError
+        with temporary_folder(page.parent):
+            pass
+    if figures is not None:
+        with explained(figures), temporary_folder(figures):
+            pass
 
 
 def figures_of(subjects: Sequence[Subject]) -> "list[Figure]":

@@ -1,10 +1,8 @@
 """Recipes: configurations with a name, shipped with the package."""
 
-from importlib.resources import files
 from pathlib import Path
 
 from highrank.errors import UserError
-from highrank.runs.config import nearest_spelling
 
 __all__ = ["find_recipe", "recipe_names"]
 
@@ -16,6 +14,8 @@ def find_recipe(name: str) -> Path:
         if not path.is_file():
             raise UserError(f"recipe {name}: no such file", exit_code=2)
         return path
+    from highrank.runs.config import nearest_spelling  # not for the help of a command, which lists the names
+
     shipped = {path.stem: path for path in _shipped()}
     if name not in shipped:
         raise UserError(
@@ -30,7 +30,7 @@ def recipe_names() -> list[str]:
 
 
 def _shipped() -> list[Path]:
-    package = Path(str(files("highrank")))
+    package = Path(__file__).parent.parent
     # In an installed wheel the recipes lie inside the package, in a source tree beside src.
     for folder in (package / "recipes", package.parent.parent / "recipes"):
         if folder.is_dir():
