@@ -184,9 +184,10 @@ def mixture_log_prob(
 
     Shape: context (*, K, D); prior_logits (*, K); weight (V, D); bias (V). Returns (*, V), in nats, in the accumulation
     dtype: float32 for half precision.
-    Memory beside the result: 2 + 2 / K blocks of ``options.block_bytes``, one more in half precision (but on a CPU one
-    in all, and as many strips of 4 MiB), and O(tokens * K). Backward, which for K > 1 computes the logits again, takes
-    2 + 2 / K blocks, in half precision 5 + 4 / K, beside the gradients, their sums and the upstream gradient (*, V).
+    Memory beside the result: a block of ``options.block_bytes``, 1 + 2 / K strips, one more in half precision, and
+    O(tokens * K). A strip is a part of the block in the accumulation dtype: at most a block, on a CPU at most 4 MiB, at
+    least one token. Backward, which for K > 1 computes the logits again, takes the same beside the gradients, their
+    sums and the upstream gradient (*, V).
     Gradients are exact; a second derivative raises, and so do forward mode and derivatives by ``torch.func``, but with
     ``implementation="reference"``, the definition, which stores (tokens, K, V) and sums in the inputs' dtype. The other
     names of ``mixture_cross_entropy`` are all one here.

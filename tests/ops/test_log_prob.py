@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from benchmarks.harness import memory_of
 from highrank.functional import LossOptions, mixture_log_prob
 from highrank.heads import MixtureOfSoftmaxes
-from highrank.ops import reference
+from highrank.ops import chunked, reference
 from tests.implementations import block_of
 from tests.parity import INPUTS, Problem, make_problem
 
@@ -165,9 +165,12 @@ def test_a_loss_of_all_classes_trains_a_head() -> None:
 
 
 @pytest.mark.parametrize("components", [1, 5])
-@pytest.mark.parametrize(("dtype", "blocks", "shared"), [(torch.float32, 2, 2), (torch.bfloat16, 5, 4)])
-def test_backward_stores_some_blocks(dtype: torch.dtype, blocks: int, shared: int, components: int) -> None:
-    """``shared``: what all components of a token have once."""
+@pytest.mark.parametrize(("dtype", "strips"), [(torch.float32, 1), (torch.bfloat16, 2)], ids=str)
+def test_backward_stores_a_block_and_some_strips(
+    dtype: torch.dtype, strips: int, components: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two more have what all components of a token have once."""
+    monkeypatch.setattr(chunked, "STRIP_BYTES", 80_000)
     problem = make_problem(1500 // components, components=components, features=4, classes=2000, dtype=dtype)
     inputs = leaves(problem)
     options = LossOptions(block_bytes=300_000)
@@ -176,8 +179,9 @@ def test_backward_stores_some_blocks(dtype: torch.dtype, blocks: int, shared: in
     upstream = torch.ones((), dtype=ours.dtype).expand_as(ours)
     used = memory_of(lambda: torch.autograd.grad(ours, wanted, upstream))
     own = sum(4 * x.numel() for x in wanted)
-    assert used.peak_bytes <= (blocks + shared / components) * options.block_bytes + 2 * own
-    assert used.peak_bytes < 4 * 1500 * 2000 / 5
+    packed = 0 if dtype == torch.float32 else 300_000  # oneDNN's copy of a weight, padded
+    assert used.peak_bytes <= options.block_bytes + (strips + 2 / components) * 80_000 + 3 * own + packed
+    assert used.peak_bytes < 4 * 1500 * 2000 / 10
 
 
 def test_opcheck() -> None:

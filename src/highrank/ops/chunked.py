@@ -28,6 +28,7 @@ __all__ = [
     "softmax_rows",
     "strip_buffer",
     "strip_like",
+    "strip_rows",
     "strips",
     "subtract_targets",
     "walk",
@@ -144,11 +145,14 @@ def strip_buffer(buffer_RU: Tensor, components: int, settings: Settings) -> Tens
 
 def strip_like(buffer_RU: Tensor, components: int, settings: Settings) -> Tensor:
     """Such room, whatever dtype the block has."""
-    dtype = settings.accumulation_dtype
+    shape = strip_rows(buffer_RU, components, settings), buffer_RU.shape[1]
+    return buffer_RU.new_empty(shape, dtype=settings.accumulation_dtype)
+
+
+def strip_rows(buffer_RU: Tensor, components: int, settings: Settings) -> int:
     rows, columns = buffer_RU.shape
     room = min(STRIP_BYTES, settings.block_bytes) if buffer_RU.device.type == "cpu" else settings.block_bytes
-    rows = min(rows, components * max(1, room // (components * columns * dtype.itemsize)))
-    return buffer_RU.new_empty((rows, columns), dtype=dtype)
+    return min(rows, components * max(1, room // (components * columns * settings.accumulation_dtype.itemsize)))
 
 
 def strips(

@@ -16,7 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from highrank.ops.chunked import add_products, block_buffer, logits_of, new_gradients, strip_buffer, strips
+from highrank.ops.chunked import (
+    add_products,
+    block_buffer,
+    logits_of,
+    new_gradients,
+    strip_buffer,
+    strip_like,
+    strip_rows,
+    strips,
+)
 from highrank.ops.operator import (
     define,
     fake_gradients,
@@ -57,6 +66,7 @@ def _log_prob(
     classes, settings = weight.shape[0], Settings(block_bytes, dtype, 0.0)
     buffer_RU = block_buffer(context, weight, settings)
     strip_SU = strip_buffer(buffer_RU, components, settings)
+    most = strip_rows(buffer_RU, components, settings)
     block = len(buffer_RU) // components
     log_prior_NK = torch.log_softmax(prior_logits.to(dtype), dim=-1)
     log_prob_NV = context.new_empty((tokens, classes), dtype=dtype)
@@ -64,7 +74,7 @@ def _log_prob(
         part = slice(start, min(start + block, tokens))
         context_RD = context[part].reshape(-1, features)
         block_RU = logits_of(context_RD, weight, bias, buffer_RU[: len(context_RD)])
-        for rows, wide_RU in strips(block_RU, strip_SU, write=False):
+        for rows, wide_RU in strips(block_RU, strip_SU, write=False, most=most):
             some = slice(start + rows.start // components, start + rows.stop // components)
             logits_sKV = wide_RU.view(-1, components, wide_RU.shape[1])[..., :classes]  # s = tokens in strip
             # Without their largest first: what is added to large logits is rounded as they are.
@@ -116,10 +126,9 @@ def _walk(
     classes, dtype = weight.shape[0], settings.accumulation_dtype
     buffer_RU = block_buffer(context, weight, settings)
     block = len(buffer_RU) // components
-    short = buffer_RU.dtype != dtype  # then the logits are copied, and the buffer has their gradients for the products
-    long_RU = torch.empty_like(buffer_RU, dtype=dtype) if short else buffer_RU
-    grad_RU = torch.empty_like(long_RU)
-    ones_R1 = long_RU.new_ones((len(buffer_RU), 1))  # unlike the loss's, these rows have their weight
+    grad_SU = strip_like(buffer_RU, components, settings)
+    strip_SU = torch.empty_like(grad_SU) if buffer_RU.dtype != dtype else None
+    ones_R1 = grad_SU.new_ones((len(buffer_RU), 1))  # unlike the loss's, these rows have their weight
     prior_logits_NK = prior_logits.to(dtype)
     log_prior_NK1 = torch.log_softmax(prior_logits_NK, dim=-1).unsqueeze(2)
     mass_NK = prior_logits_NK.new_empty(prior_logits.shape)
@@ -127,46 +136,49 @@ def _walk(
     for start in range(0, tokens, block):
         part = slice(start, min(start + block, tokens))
         context_RD = context[part].reshape(-1, features)
-        rows = len(context_RD)
-        logits_bKV, grad_bKV = (x[:rows].view(-1, components, x.shape[1])[..., :classes] for x in (long_RU, grad_RU))
-        log_prob_b1V, upstream_b1V = log_prob_NV[part].unsqueeze(1), upstream_NV[part].unsqueeze(1)
-        if components == 1:
-            prob_bKV = _of_one(log_prob_b1V, upstream_b1V, logits_bKV, grad_bKV)
-        else:
-            logits_RU = logits_of(context_RD, weight, bias, buffer_RU[:rows])
-            if short:
-                long_RU[:rows].copy_(logits_RU)
-            prob_bKV = _of_several(log_prob_b1V, upstream_b1V, logits_bKV, log_prior_NK1[part], grad_bKV)
-        mass_bK1 = grad_bKV.sum(dim=2, keepdim=True)
-        mass_NK[part] = mass_bK1.squeeze(2)
-        grad_RV = grad_bKV.addcmul_(prob_bKV, mass_bK1, value=-1).view(rows, classes)
-        if short:
-            grad_RV = buffer_RU[:rows, :classes].copy_(grad_RV)
-        grad_context_RD = None if grads.context is None else grads.context[part].view(-1, features)
-        add_products(grad_RV, ones_R1[:rows], context_RD, weight, grad_context_RD, grads, long_RU if short else None)
+        block_RU = buffer_RU[: len(context_RD)]
+        if components > 1:
+            logits_of(context_RD, weight, bias, block_RU)
+        for rows, wide_RU in strips(block_RU, strip_SU, write=True, most=len(grad_SU)):
+            some = slice(start + rows.start // components, start + rows.stop // components)  # s = tokens in strip
+            logits_sKV, grad_sKV = (
+                x.view(-1, components, x.shape[1])[..., :classes] for x in (wide_RU, grad_SU[: len(wide_RU)])
+            )
+            log_prob_s1V, upstream_s1V = log_prob_NV[some].unsqueeze(1), upstream_NV[some].unsqueeze(1)
+            if components == 1:
+                prob_sKV = _of_one(log_prob_s1V, upstream_s1V, logits_sKV, grad_sKV)
+            else:
+                prob_sKV = _of_several(log_prob_s1V, upstream_s1V, logits_sKV, log_prior_NK1[some], grad_sKV)
+            mass_sK1 = grad_sKV.sum(dim=2, keepdim=True)
+            mass_NK[some] = mass_sK1.squeeze(2)
+            torch.addcmul(grad_sKV, prob_sKV, mass_sK1, value=-1, out=prob_sKV)
+        grad_RV, grad_context_RD = block_RU[:, :classes], None
+        if grads.context is not None:
+            grad_context_RD = grads.context[part].view(-1, features)
+        add_products(grad_RV, ones_R1[: len(grad_RV)], context_RD, weight, grad_context_RD, grads, strip_SU)
     if needs.prior_logits:
         prior_NK = torch.softmax(prior_logits_NK, dim=-1)
         grads = grads._replace(prior_logits=mass_NK - prior_NK * mass_NK.sum(dim=1, keepdim=True))
     return grads
 
 
-def _of_one(log_prob_b1V: Tensor, upstream_b1V: Tensor, room_b1V: Tensor, grad_b1V: Tensor) -> Tensor:
-    """Its probabilities, in ``room_b1V``; ``grad_b1V`` becomes g. A class of no probability has none."""
-    grad_b1V.copy_(upstream_b1V).masked_fill_(log_prob_b1V == -torch.inf, 0)
-    return torch.exp(log_prob_b1V, out=room_b1V)
+def _of_one(log_prob_s1V: Tensor, upstream_s1V: Tensor, room_s1V: Tensor, grad_s1V: Tensor) -> Tensor:
+    """Its probabilities, in ``room_s1V``; ``grad_s1V`` becomes g. A class of no probability has none."""
+    grad_s1V.copy_(upstream_s1V).masked_fill_(log_prob_s1V == -torch.inf, 0)
+    return torch.exp(log_prob_s1V, out=room_s1V)
 
 
 def _of_several(
-    log_prob_b1V: Tensor, upstream_b1V: Tensor, logits_bKV: Tensor, log_prior_bK1: Tensor, grad_bKV: Tensor
+    log_prob_s1V: Tensor, upstream_s1V: Tensor, logits_sKV: Tensor, log_prior_sK1: Tensor, grad_sKV: Tensor
 ) -> Tensor:
-    """Their probabilities, in the place of their logits; ``grad_bKV`` becomes g_k."""
-    logits_bKV.sub_(logits_bKV.amax(dim=2, keepdim=True))  # as in ``_log_prob``
-    log_sum_bK1 = torch.exp(logits_bKV, out=grad_bKV).sum(dim=2, keepdim=True).log_()
+    """Their probabilities, in the place of their logits; ``grad_sKV`` becomes g_k."""
+    logits_sKV.sub_(logits_sKV.amax(dim=2, keepdim=True))  # as in ``_log_prob``
+    log_sum_sK1 = torch.exp(logits_sKV, out=grad_sKV).sum(dim=2, keepdim=True).log_()
     # A class of no probability: as in logsumexp, its gradient is zero, not the difference of two infinities.
-    torch.sub(logits_bKV, log_prob_b1V.masked_fill(log_prob_b1V == -torch.inf, 0), out=grad_bKV)
+    torch.sub(logits_sKV, log_prob_s1V.masked_fill(log_prob_s1V == -torch.inf, 0), out=grad_sKV)
     # The posterior of every class. A component of no probability has none, and its own probabilities are numbers.
-    grad_bKV.add_(log_prior_bK1 - log_sum_bK1).exp_().mul_(upstream_b1V)
-    return logits_bKV.sub_(log_sum_bK1).exp_()
+    grad_sKV.add_(log_prior_sK1 - log_sum_sK1).exp_().mul_(upstream_s1V)
+    return logits_sKV.sub_(log_sum_sK1).exp_()
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
