@@ -254,7 +254,7 @@ class _Stage:
         self.device = next(state.model.parameters()).device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # since the last reading
         self.norm_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.saved_at = time.monotonic()
+        self.saved_at = self.told_at = time.monotonic()
 
     def run_to_the_end(self) -> None:
         if self.settings.keep_start and self.state.position.best_loss is None:
@@ -276,7 +276,6 @@ class _Stage:
         read_at = time.monotonic()
         # As the original, leave out a last segment of one prediction.
         while position.start < self.columns.length - 2:
-            began = time.monotonic()
             length = segment_length(self.seed, position.step, train.bptt, train.max_length_delta)
             done = update(
                 self.state,
@@ -291,7 +290,6 @@ class _Stage:
             self.norm_sum += done.norm
             position.add_step(done.steps, done.steps * train.batch)
             now = time.monotonic()
-            position.elapsed_s += now - began
 
             record = position.step % RECORD_EVERY_STEPS == 0
             # What one worker's clock or signal asks for, all do after the same step.
@@ -303,13 +301,19 @@ class _Stage:
                 self.read_losses()
                 self.recorder.progress(position, self.columns, self.settings.epochs)
             if record:
+                self.tell_time()
                 self.recorder.interval(position)
                 position.start_interval()
             if save or signal_number:
                 self.save()
                 self.stop_if_asked(signal_number)
-            position.elapsed_s += time.monotonic() - now
         self.read_losses()
+
+    def tell_time(self) -> None:
+        """To be called right before the position is written down: what has passed since the last call is added to it."""
+        now = time.monotonic()
+        self.state.position.elapsed_s += now - self.told_at
+        self.told_at = now
 
     def rate(self) -> float:
         """Of the next update, if its segment has ``train.bptt`` steps."""
@@ -363,7 +367,6 @@ class _Stage:
     def validate(self) -> float:
         """Loss of the (averaged) weights on the validation text."""
         state = self.state
-        started = time.monotonic()
         with averaged_weights(state.average, state.model):
             evaluation = evaluate(
                 state.model,
@@ -373,9 +376,9 @@ class _Stage:
                 display=self.recorder.display,
                 workers=self.workers,
             )
-            state.position.elapsed_s += time.monotonic() - started
             if not math.isfinite(evaluation.loss_nats):  # by the last update, whose loss no other one has shown
                 self.workers.first(lambda: self.give_up("the validation loss is not a number"))
+            self.tell_time()
             self.recorder.validation(state.position, evaluation)
             if state.position.best_loss is None or evaluation.loss_nats < state.position.best_loss:
                 state.position.best_loss = evaluation.loss_nats
@@ -405,5 +408,6 @@ class _Stage:
         self.state.share(self.workers)  # the first one saves the hidden states of all
         if not self.state.is_finite():
             self.workers.first(lambda: self.give_up("a weight is not a number"))
+        self.tell_time()
         self.workers.first(lambda: self.state.save(self.run.stage_folder(self.stage)))
         self.saved_at = time.monotonic()
