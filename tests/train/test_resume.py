@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
@@ -15,10 +16,12 @@ import pytest
 
 from benchmarks.processes import RECIPE, Setting, command, finish, here, one_line, train_arguments, train_command
 from benchmarks.same_bits import figures
-from highrank.runs import RunFolder
-from highrank.runs.checkpoint import checkpoint_folders
+from highrank.errors import UserError
+from highrank.runs import RunFolder, build_model
+from highrank.runs.checkpoint import checkpoint_folders, load_checkpoint
 from highrank.runs.doctor import examine
 from highrank.runs.tensors import read_tensors
+from highrank.train import Position, StageState
 
 
 def wait_for(path: Path, process: subprocess.Popen[Any]) -> None:
@@ -133,6 +136,25 @@ def test_other_optimizers_rates_averages_and_precisions_resume_too(
         train_stage(cut, "train", corpus, display=Interrupting(), checkpoint_every_s=0.0)
     train_stage(cut, "train", corpus, resume=True)
     assert figures(whole.path) == figures(cut.path)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_defaults_for_what_was_added_since(setting: Setting) -> None:
+    run = RunFolder.open(setting.reference)
+    checkpoint = load_checkpoint(checkpoint_folders(run.stage_folder("train"))[0])
+    saved = checkpoint.state["position"]
+
+    def restored(position: dict[str, Any]) -> Position:
+        state = StageState(build_model(run.config, len(run.vocabulary)), run.config)
+        state.restore(checkpoint._replace(state={"position": position}))
+        return state.position
+
+    def without(name: str) -> dict[str, Any]:
+        return {key: value for key, value in saved.items() if key != name}
+
+    assert asdict(restored(without("interval_s"))) == {**saved, "interval_s": 0.0}
+    for position in (without("averaged"), without("step"), {**saved, "surprise": 1}):
+        with pytest.raises(UserError, match="another version"):
+            restored(position)
 
 
 def test_finetuning_resumes_too(setting: Setting, tmp_path: Path) -> None:

@@ -273,16 +273,18 @@ class _Stage:
         columns = self.columns.turned(self.seed, position.epoch) if train.partial_shuffle else self.columns
         self.state.model.train()
         self.state.share(self.workers)  # the same bits, though the workers' processors may round differently
+        self.tell_time()
         read_at = time.monotonic()
         # As the original, leave out a last segment of one prediction.
         while position.start < self.columns.length - 2:
             length = segment_length(self.seed, position.step, train.bptt, train.max_length_delta)
+            lr = self.rate()
             done = update(
                 self.state,
                 columns,
                 self.config,
                 seed=self.seed,
-                lr=self.rate(),
+                lr=lr,
                 length=length,
                 workers=self.workers,
             )
@@ -299,21 +301,24 @@ class _Stage:
             if record or save or read or signal_number:
                 read_at = now
                 self.read_losses()
+                position.interval_s += self.tell_time()
                 self.recorder.progress(position, self.columns, self.settings.epochs)
             if record:
-                self.tell_time()
-                self.recorder.interval(position)
+                self.recorder.interval(position, lr)
                 position.start_interval()
             if save or signal_number:
                 self.save()
                 self.stop_if_asked(signal_number)
+                self.tell_time()
         self.read_losses()
+        position.interval_s += self.tell_time()
 
-    def tell_time(self) -> None:
-        """To be called right before the position is written down: what has passed since the last call is added to it."""
+    def tell_time(self) -> float:
+        """The seconds since the last call, which the position then has too: it is told before it is written down."""
         now = time.monotonic()
-        self.state.position.elapsed_s += now - self.told_at
-        self.told_at = now
+        passed_s, self.told_at = now - self.told_at, now
+        self.state.position.elapsed_s += passed_s
+        return passed_s
 
     def rate(self) -> float:
         """Of the next update, if its segment has ``train.bptt`` steps."""

@@ -23,12 +23,16 @@ from highrank.workers import Workers
 
 __all__ = ["Position", "StageState"]
 
+# Fields of a position that an earlier version did not save: it is resumed with their defaults.
+ADDED = frozenset({"interval_s"})
+
 
 @dataclass
 class Position:
     """Plain numbers of a stage. ``start`` is where the next segment begins; ``history`` the validation losses so far.
 
-    Sums of nats and counts of tokens: ``epoch_`` since the epoch began, ``interval_`` since the last record.
+    Sums of nats and counts of tokens: ``epoch_`` since the epoch began, ``interval_`` since the last record;
+    ``interval_s`` is the time of its updates alone, ``elapsed_s`` that of all the stage has done.
     ``averaged`` counts the weights that went into the average, and ``late_lr`` is the rate of the last step while
     averaging (see ``StageState.step``). ``started_from`` is the hash of the model file that fine-tuning began with.
     """
@@ -49,6 +53,7 @@ class Position:
     interval_tokens: int = 0
     interval_steps: int = 0
     interval_norm: float = 0.0
+    interval_s: float = 0.0
     elapsed_s: float = 0.0
     started_from: str = ""
 
@@ -71,6 +76,7 @@ class Position:
 
     def start_interval(self) -> None:
         self.interval_loss, self.interval_tokens, self.interval_steps, self.interval_norm = 0.0, 0, 0, 0.0
+        self.interval_s = 0.0
 
     def start_epoch(self) -> None:
         self.epoch += 1
@@ -141,7 +147,8 @@ class StageState:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         saved = checkpoint.state.get("position", {})
-        if not isinstance(saved, dict) or set(saved) != {item.name for item in fields(Position)}:
+        known = {item.name for item in fields(Position)}
+        if not isinstance(saved, dict) or not known - ADDED <= saved.keys() <= known:
             raise UserError(f"{checkpoint.path}: written by another version of highrank; it cannot be resumed")
         try:
             position = msgspec.convert(saved, Position)
