@@ -104,13 +104,21 @@ def check_device(config: Config, device: torch.device | str) -> None:
     """Raises UserError if the device cannot compute in the way that was asked for."""
     device, train, model = torch.device(device), config.train, config.model
     if train.cuda_graphs and device.type != "cuda":
-        raise UserError(f"train.cuda_graphs: needs an NVIDIA GPU, not {device}", exit_code=2)
+        raise UserError(
+            f"train.cuda_graphs: needs an NVIDIA GPU, not {device}; --set train.cuda_graphs=false gives the same bits "
+            "without",
+            exit_code=2,
+        )
     if train.recurrence == "torch":
         return
     for width in {*[model.hidden_features] * (model.num_layers - 1), model.last_hidden_features}:
         reason = persistent_lstm.cannot_run(device, torch.bfloat16, config.micro_batch, width)
         if reason is not None:
-            raise UserError(f"train.recurrence: {train.recurrence} cannot run: {reason}", exit_code=2)
+            raise UserError(
+                f"train.recurrence: {train.recurrence} cannot run: {reason}; --set train.recurrence=torch computes "
+                "the same, rounded differently",
+                exit_code=2,
+            )
 
 
 def check_can_go_on(run: RunFolder, stage: str) -> None:

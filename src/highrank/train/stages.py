@@ -23,6 +23,10 @@ from highrank.workers import ALONE, Workers
 
 __all__ = ["Machine", "corpus_for", "corpus_of", "finetune", "open_or_create", "set_later_settings", "train"]
 
+# They say how an update is computed, not which: CUDA graphs change no bit, the recurrence only how it is rounded.
+EXECUTION = ("cuda_graphs", "recurrence")
+MAY_CHANGE_LATER = ("finetune", "dynamic", *(f"train.{name}" for name in EXECUTION))
+MAY_CHANGE = ("train.lr", "train.clip", *MAY_CHANGE_LATER)
 STAGE_IN_WORDS = {"train": "training", "finetune": "fine-tuning"}
 
 
@@ -84,18 +88,19 @@ def open_or_create(
 ) -> RunFolder:
     """A new run folder, or with ``resume`` the one that is there, if it was made of the same configuration and text.
 
-    What may change on the way, logged and said to ``notice``: the rate and clipping of training, and the settings of
-    later stages; where ``overrides`` are given, which ``config`` has in it, only those that they name. Those of a stage
-    that has come to its end stay, and ``notice`` is told of others that were asked for.
+    What may change on the way, logged and said to ``notice``: the rate and clipping of training, who computes its
+    updates, and the settings of later stages; where ``overrides`` are given, which ``config`` has in it, only those
+    that they name. Those of a stage that has come to its end stay, and ``notice`` is told of others that were asked
+    for.
     """
-    check_can_train(config, corpus, workers, device)  # before anything is written
     if not resume or is_free(path):
+        check_can_train(config, corpus, workers, device)  # before anything is written
         if resume:
             notice(f"nothing to resume in {path}: starting")
         return RunFolder.create(path, config, corpus.vocabulary, corpus)
     run = RunFolder.open(path)
     begun = run.config
-    if fixed := changed_settings(_with_what_may_change(begun, config), config):
+    if fixed := _changed_but(MAY_CHANGE, begun, config):
         changed = "; ".join(f"{name} = {old}, now {new}" for name, (old, new) in fixed.items())
         raise UserError(
             f"{path}: the run was started with other settings ({changed}); resume with the same, or start anew"
@@ -103,8 +108,7 @@ def open_or_create(
     run.check_corpus(corpus)
     check_can_go_on(run, "train")
     if overrides is not None:
-        values = msgspec.to_builtins(begun)
-        asked = _with_what_may_change(begun, parse_config(values, source=str(path), overrides=overrides))
+        asked = parse_config(msgspec.to_builtins(begun), source=str(path), overrides=overrides)
         # Of a stage that has ended nothing can be changed, with --set or without.
         ended = {stage: getattr(asked, stage) for stage in STAGES if has_ended(path, stage)}
         if kept := changed_settings(asked, replace(config, **ended)):
@@ -112,6 +116,7 @@ def open_or_create(
             notice(f"{stays}: --set changes what a run was started with")
         config = asked
     config = _with_settings_of_the_ended(run, config, notice)
+    check_can_train(config, corpus, workers, device)
     # Not only where they differ: in the file of an earlier version defaults stand in for settings that it lacks.
     if tomllib.loads((path / "config.toml").read_text(encoding="utf-8")) == msgspec.to_builtins(config):
         return run
@@ -119,16 +124,24 @@ def open_or_create(
         return run.change_config(config, notice=notice)
 
 
-def _with_what_may_change(begun: Config, config: Config) -> Config:
-    """``begun``, with the settings of ``config`` that may change while a run is under way."""
-    rate_and_clip = replace(begun.train, lr=config.train.lr, clip=config.train.clip)
-    return replace(begun, train=rate_and_clip, finetune=config.finetune, dynamic=config.dynamic)
+def _changed_but(may_change: Sequence[str], begun: Config, config: Config) -> dict[str, tuple[str, str]]:
+    """``changed_settings``, without those that are named, by themselves or with their section."""
+    return {
+        name: values
+        for name, values in changed_settings(begun, config).items()
+        if name not in may_change and name.partition(".")[0] not in may_change
+    }
 
 
 def _with_settings_of_the_ended(run: RunFolder, config: Config, notice: Callable[[str], None]) -> Config:
-    """``config``, but of stages that have come to their end the settings that they had: their figures were made so."""
+    """``config``, but of stages that have come to their end the settings that they had: their figures were made so.
+
+    Who computes an update may change still: fine-tuning has it from ``train``.
+    """
+    execution = {name: getattr(config.train, name) for name in EXECUTION}
+    begun = replace(run.config, train=replace(run.config.train, **execution))
     for stage in STAGES:
-        kept = replace(config, **{stage: getattr(run.config, stage)})
+        kept = replace(config, **{stage: getattr(begun, stage)})
         if kept != config and has_ended(run.path, stage):
             notice(_ended(stage, changed_settings(kept, config)))
             config = kept
@@ -144,15 +157,19 @@ def _ended(stage: str, asked: Mapping[str, tuple[str, str]]) -> str:
 def set_later_settings(
     run: RunFolder, overrides: Sequence[str], *, resume: bool = False, notice: Callable[[str], None] = SILENT.message
 ) -> RunFolder:
-    """Change what ``finetune`` may still change of a trained run: the settings of fine-tuning and dynamic evaluation.
+    """Change what ``finetune`` may still change of a trained run: the settings of fine-tuning and dynamic evaluation,
+    and who computes an update.
 
     Raises UserError, and changes nothing, for other settings, and where fine-tuning has begun (without ``resume``) or
     has come to its end.
     """
     begun = run.config
     changed = parse_config(msgspec.to_builtins(begun), source=str(run.path), overrides=overrides)
-    if changed != replace(begun, finetune=changed.finetune, dynamic=changed.dynamic):
-        raise UserError(f"--set: a trained run can change [finetune] and [dynamic] only, got {' '.join(overrides)}")
+    if _changed_but(MAY_CHANGE_LATER, begun, changed):
+        raise UserError(
+            "--set: a trained run can change [finetune], [dynamic], train.cuda_graphs and train.recurrence only, "
+            f"got {' '.join(overrides)}"
+        )
     _check_not_begun(run, resume)
     if changed == begun:
         return run
