@@ -13,15 +13,17 @@ from subprocess import DEVNULL
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.processes import RECIPE, Setting, command, finish, here, one_line, train_arguments, train_command
-from benchmarks.same_bits import figures
+from benchmarks.same_bits import checksums, figures
+from highrank.data import load_corpus
 from highrank.errors import UserError
 from highrank.runs import RunFolder, build_model
 from highrank.runs.checkpoint import checkpoint_folders, load_checkpoint
 from highrank.runs.doctor import examine
 from highrank.runs.tensors import read_tensors
-from highrank.train import Position, StageState
+from highrank.train import Machine, Position, StageState, finetune, train
 
 
 def wait_for(path: Path, process: subprocess.Popen[Any]) -> None:
@@ -62,6 +64,18 @@ def test_resuming_a_finished_run_changes_nothing(setting: Setting, tmp_path: Pat
     assert json.loads(done.stdout)["stage"] == "train"
 
 
+@pytest.mark.parametrize("stage", ["train", "finetune"])
+def test_a_stage_that_has_begun_is_not_begun_anew_unasked(stage: str, setting: Setting, tmp_path: Path) -> None:
+    path = shutil.copytree(setting.reference, tmp_path / "run")
+    if stage == "finetune":
+        shutil.copytree(path / "train", path / "finetune")
+    before = checksums(path)
+    run, where = RunFolder.open(path), Machine(torch.device("cpu"))
+    with pytest.raises(UserError, match=f"{path / stage}: exists already"):
+        {"train": train, "finetune": finetune}[stage](run, load_corpus(setting.text), where)
+    assert checksums(path) == before
+
+
 def test_removed_checkpoints_lose_nothing(setting: Setting, tmp_path: Path) -> None:
     """They may be removed to save space once a stage has ended; before, nothing is to be begun anew unasked."""
     run = shutil.copytree(setting.reference, tmp_path / "run")
@@ -84,7 +98,6 @@ def test_removed_checkpoints_lose_nothing(setting: Setting, tmp_path: Path) -> N
 
 def test_a_signal_in_the_last_validation_is_not_lost(small_text: Path, tmp_path: Path) -> None:
     """The stage is over, but what would follow is not begun."""
-    from highrank.data import load_corpus
     from highrank.runs import read_config
     from highrank.train import Interrupted, train_stage
 
@@ -110,7 +123,6 @@ def test_a_signal_in_the_last_validation_is_not_lost(small_text: Path, tmp_path:
 def test_other_optimizers_rates_averages_and_precisions_resume_too(
     optimizer: str, precision: str, small_text: Path, tmp_path: Path
 ) -> None:
-    from highrank.data import load_corpus
     from highrank.runs import read_config
     from highrank.train import Interrupted, train_stage
 

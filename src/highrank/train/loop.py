@@ -30,7 +30,15 @@ from highrank.train.state import Position, StageState
 from highrank.train.update import update
 from highrank.workers import ALONE, Workers
 
-__all__ = ["StageSettings", "check_can_go_on", "check_device", "check_workers", "train_stage", "training_columns"]
+__all__ = [
+    "StageSettings",
+    "check_can_go_on",
+    "check_device",
+    "check_not_begun",
+    "check_workers",
+    "train_stage",
+    "training_columns",
+]
 
 RECORD_EVERY_STEPS = 50
 EXPLODED_AFTER_STEPS = 10  # a single segment may be bad at the start of a run
@@ -127,6 +135,13 @@ def check_can_go_on(run: RunFolder, stage: str) -> None:
         raise UserError(f"{run.path}: {reason}")
 
 
+def check_not_begun(run: RunFolder, stage: str) -> None:
+    """Raises UserError if the stage has left something that would be lost if it began anew."""
+    folder = run.stage_folder(stage)
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise UserError(f"{folder}: exists already; go on with --resume, or remove it")
+
+
 def train_stage(
     run: RunFolder,
     stage: str,
@@ -142,13 +157,15 @@ def train_stage(
 
     Several ``workers`` share the micro-batches of each update. Only the first one needs the run's folder.
     Returns best_epoch, valid_loss_nats and valid_perplexity of the best model, and epochs, updates, elapsed_s.
-    Raises Interrupted, after saving, if a signal asked to stop; UserError if the loss is lost (nan, or exploding), or
-    if ``corpus`` is not the text that the run was begun with.
+    Raises Interrupted, after saving, if a signal asked to stop; UserError if the loss is lost (nan, or exploding), if
+    ``corpus`` is not the text that the run was begun with, or if without ``resume`` the stage has begun already.
     """
     config = run.config
     run.check_corpus(corpus)  # each worker has read its own
     workers.first(lambda: check_workers(config, workers.count))
     check_device(config, device)
+    if not resume:
+        workers.first(lambda: check_not_begun(run, stage))
     workers.first(lambda: run.remove_leftovers(stage))
     state = _first_state(run, stage, corpus, device, workers)
     checkpoint = workers.first(lambda: _last_checkpoint(run, stage, display)) if resume else None

@@ -18,7 +18,14 @@ from highrank.progress import SILENT, Display
 from highrank.runs import STAGES, Config, RunFolder, at_work, parse_config
 from highrank.runs.config import changed_settings
 from highrank.runs.records import corpus_name, has_ended
-from highrank.train.loop import check_can_go_on, check_device, check_workers, train_stage, training_columns
+from highrank.train.loop import (
+    check_can_go_on,
+    check_device,
+    check_not_begun,
+    check_workers,
+    train_stage,
+    training_columns,
+)
 from highrank.workers import ALONE, Workers
 
 __all__ = ["Machine", "corpus_for", "corpus_of", "finetune", "open_or_create", "set_later_settings", "train"]
@@ -170,7 +177,8 @@ def set_later_settings(
             "--set: a trained run can change [finetune], [dynamic], train.cuda_graphs and train.recurrence only, "
             f"got {' '.join(overrides)}"
         )
-    _check_not_begun(run, resume)
+    if not resume:
+        check_not_begun(run, "finetune")
     if changed == begun:
         return run
     kept = replace(changed, finetune=begun.finetune)
@@ -191,21 +199,13 @@ def train(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = Fa
 
 def finetune(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
     """Fine-tune the best trained model to the end. Returns and records the figures of the best model."""
-    machine.workers.first(lambda: _check_finetune(run, machine.display, resume))
+    machine.workers.first(lambda: _tell_of_the_training(run, machine.display))
     with at_work(run.path, machine.workers):
         return _stage(run, "finetune", corpus, machine, resume)
 
 
-def _check_not_begun(run: RunFolder, resume: bool) -> None:
-    folder = run.stage_folder("finetune")
-    if not resume and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"{folder}: exists already; go on with --resume, or remove it")
-
-
-def _check_finetune(run: RunFolder, display: Display, resume: bool) -> None:
-    _check_not_begun(run, resume)
-    before = run.results.get("train", {})
-    if run.best_model_path("train").exists() and run.metrics() and not before:
+def _tell_of_the_training(run: RunFolder, display: Display) -> None:
+    if run.best_model_path("train").exists() and run.metrics() and "train" not in run.results:
         display.message("training has not come to its end: fine-tuning its best model so far")
 
 
