@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -272,6 +273,26 @@ def test_a_worker_with_another_text_is_refused(small_text: Path, tmp_path: Path)
     run = RunFolder.create(tmp_path / "run", config, first.vocabulary, first)
     with pytest.raises(UserError, match=r"valid\.txt has changed since the run"):
         train_stage(run, "train", second)
+
+
+def test_a_resumed_run_tells_its_text_to_machines_that_do_not_have_its_folder(alone: Setting, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    runs = [alone.copy("resumed", finished=False), tmp_path / "elsewhere"]
+    processes = [
+        subprocess.Popen(
+            command("train", RECIPE, *THREE, "--out", run, "--device", "cpu", "--resume"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(number)},
+        )
+        for number, run in enumerate(runs)
+    ]
+    ends = [ended(process, 120) for process in processes]
+    assert [end.returncode for end in ends] == [0, 0], ends
+    same_bits(runs[0], alone.reference)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     config, out = read_recipe(arguments)
     with machine(arguments) as where, interruptible(where) as ending, ExitStack() as held:
         workers = where.workers
-        corpus = text_for(config, out, arguments, where.display)
+        corpus = text_for(config, out, arguments, where)
         folder = workers.first(
             lambda: open_or_create(
                 out,
