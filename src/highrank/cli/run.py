@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         prepare_statistics,
     )
     from highrank.report import summary_lines, summary_rows
-    from highrank.runs import at_work, load
+    from highrank.runs import STAGES, at_work, load
     from highrank.train import finetune, open_or_create, train
 
     config, out = read_recipe(arguments)
@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
                 workers=workers.count,
                 device=where.device,
                 overrides=arguments.overrides,
+                stages=STAGES,
                 notice=where.display.message,
             )
         )

@@ -155,7 +155,7 @@ class FinetuneSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=
     """Averaged from its first update on, from the best trained model. All else as in training, the optimizer too."""
 
     epochs: Annotated[Count, Says("passes over the training text at most")] = 1000
-    lr: Annotated[Positive, Says("learning rate, of the same optimizer")] = 25.0
+    lr: Annotated[Positive, Says("learning rate, of the same optimizer: of AdamW and RMSProp at most 1")] = 25.0
     nonmono: Annotated[Count, Says("it ends when a validation loss is above the best of all but the last so many")] = 5
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "check_can_go_on",
     "check_device",
     "check_not_begun",
+    "check_rate",
     "check_workers",
     "train_stage",
     "training_columns",
@@ -42,6 +43,7 @@ __all__ = [
 
 RECORD_EVERY_STEPS = 50
 EXPLODED_AFTER_STEPS = 10  # a single segment may be bad at the start of a run
+HIGHEST_ADAM_RATE = 1.0  # of steps that move each weight by about the rate
 USUAL_RATE = {"sgd": 20.0, "adamw": 0.001, "rmsprop": 0.001}
 
 
@@ -129,6 +131,17 @@ def check_device(config: Config, device: torch.device | str) -> None:
             )
 
 
+def check_rate(config: Config, stage: str) -> None:
+    """Raises UserError for a rate that only SGD can have, as the default of fine-tuning is."""
+    optimizer, lr = config.train.optimizer, getattr(config, stage).lr
+    if optimizer != "sgd" and lr > HIGHEST_ADAM_RATE:
+        raise UserError(
+            f"{stage}.lr: {lr:g} is a rate for SGD, with which {optimizer} loses all in its first updates; usual is "
+            f"--set {stage}.lr={USUAL_RATE[optimizer]:g}",
+            exit_code=2,
+        )
+
+
 def check_can_go_on(run: RunFolder, stage: str) -> None:
     """Raises UserError if the stage has a model, has not ended, and has no checkpoint to go on from."""
     if reason := cannot_go_on(run.path, stage, run.metrics()):
@@ -164,6 +177,7 @@ def train_stage(
     run.check_corpus(corpus)  # each worker has read its own
     workers.first(lambda: check_workers(config, workers.count))
     check_device(config, device)
+    check_rate(config, stage)
     if not resume:
         workers.first(lambda: check_not_begun(run, stage))
     workers.first(lambda: run.remove_leftovers(stage))

@@ -22,6 +22,7 @@ from highrank.train.loop import (
     check_can_go_on,
     check_device,
     check_not_begun,
+    check_rate,
     check_workers,
     train_stage,
     training_columns,
@@ -75,11 +76,21 @@ def corpus_of(run: RunFolder, data: str | None, *, display: Display = SILENT) ->
     return corpus
 
 
-def check_can_train(config: Config, corpus: Corpus, workers: int, device: torch.device | str) -> None:
-    """Raises UserError for a text that is too short, too many workers, or a device that cannot do what is asked for."""
+def check_can_train(
+    config: Config,
+    corpus: Corpus,
+    workers: int,
+    device: torch.device | str,
+    *,
+    stages: Sequence[str] = ("train",),
+) -> None:
+    """Raises UserError for a text that is too short, too many workers, a device that cannot do what is asked for, or a
+    rate that the optimizer cannot have in one of the ``stages``."""
     training_columns(config, corpus)
     check_workers(config, workers)
     check_device(config, device)
+    for stage in stages:
+        check_rate(config, stage)
 
 
 def open_or_create(
@@ -91,6 +102,7 @@ def open_or_create(
     workers: int = 1,
     device: torch.device | str = "cpu",
     overrides: Sequence[str] | None = None,
+    stages: Sequence[str] = ("train",),
     notice: Callable[[str], None] = SILENT.message,
 ) -> RunFolder:
     """A new run folder, or with ``resume`` the one that is there, if it was made of the same configuration and text.
@@ -98,10 +110,10 @@ def open_or_create(
     What may change on the way, logged and said to ``notice``: the rate and clipping of training, who computes its
     updates, and the settings of later stages; where ``overrides`` are given, which ``config`` has in it, only those
     that they name. Those of a stage that has come to its end stay, and ``notice`` is told of others that were asked
-    for.
+    for. Raises UserError, and writes nothing, where ``check_can_train`` does for the ``stages`` that are to come.
     """
     if not resume or is_free(path):
-        check_can_train(config, corpus, workers, device)  # before anything is written
+        check_can_train(config, corpus, workers, device, stages=stages)  # before anything is written
         if resume:
             notice(f"nothing to resume in {path}: starting")
         return RunFolder.create(path, config, corpus.vocabulary, corpus)
@@ -123,7 +135,7 @@ def open_or_create(
             notice(f"{stays}: --set changes what a run was started with")
         config = asked
     config = _with_settings_of_the_ended(run, config, notice)
-    check_can_train(config, corpus, workers, device)
+    check_can_train(config, corpus, workers, device, stages=stages)
     # Not only where they differ: in the file of an earlier version defaults stand in for settings that it lacks.
     if tomllib.loads((path / "config.toml").read_text(encoding="utf-8")) == msgspec.to_builtins(config):
         return run
