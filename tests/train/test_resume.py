@@ -18,12 +18,15 @@ import torch
 from benchmarks.processes import RECIPE, Setting, command, finish, here, one_line, train_arguments, train_command
 from benchmarks.same_bits import checksums, figures
 from highrank.data import load_corpus
+from highrank.data.batches import segment_length
 from highrank.errors import UserError
-from highrank.runs import RunFolder, build_model
+from highrank.random import derived_seed
+from highrank.runs import RunFolder, build_model, read_config
 from highrank.runs.checkpoint import checkpoint_folders, load_checkpoint
 from highrank.runs.doctor import examine
 from highrank.runs.tensors import read_tensors
-from highrank.train import Machine, Position, StageState, finetune, train
+from highrank.train import Interrupted, Machine, Position, StageState, finetune, train, train_stage
+from highrank.train.optimizer import SGD
 
 
 def wait_for(path: Path, process: subprocess.Popen[Any]) -> None:
@@ -98,8 +101,6 @@ def test_removed_checkpoints_lose_nothing(setting: Setting, tmp_path: Path) -> N
 
 def test_a_signal_in_the_last_validation_is_not_lost(small_text: Path, tmp_path: Path) -> None:
     """The stage is over, but what would follow is not begun."""
-    from highrank.runs import read_config
-    from highrank.train import Interrupted, train_stage
 
     class Interrupting:
         sent = False
@@ -123,9 +124,6 @@ def test_a_signal_in_the_last_validation_is_not_lost(small_text: Path, tmp_path:
 def test_other_optimizers_rates_averages_and_precisions_resume_too(
     optimizer: str, precision: str, small_text: Path, tmp_path: Path
 ) -> None:
-    from highrank.runs import read_config
-    from highrank.train import Interrupted, train_stage
-
     class Interrupting:
         seen = 0
 
@@ -164,9 +162,32 @@ def test_a_checkpoint_of_an_earlier_version_has_defaults_for_what_was_added_sinc
         return {key: value for key, value in saved.items() if key != name}
 
     assert asdict(restored(without("interval_s"))) == {**saved, "interval_s": 0.0}
+    assert restored(without("lr")).lr is None
     for position in (without("averaged"), without("step"), {**saved, "surprise": 1}):
         with pytest.raises(UserError, match="another version"):
             restored(position)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_another_rate_holds_from_the_first_update_on(
+    changed: bool, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while averaging, where an update has the rate that was meant for the one before."""
+    path = setting.copy(f"other-rate-{changed}", finished=False)
+    run, rates = RunFolder.open(path), []
+    saved = load_checkpoint(checkpoint_folders(path / "train")[0]).state["position"]
+    assert saved["averaging"]
+    if changed:
+        run = run.change_config(read_config(RECIPE, overrides=["train.lr=7"]))
+
+    def step(self: SGD, lr: float) -> None:
+        rates.append(lr)
+
+    monkeypatch.setattr(SGD, "step", step)
+    train_stage(run, "train", load_corpus(setting.text), resume=True)
+    of = run.config.train
+    length = segment_length(derived_seed(of.seed, "train"), saved["step"], of.bptt, of.max_length_delta)
+    assert rates[0] == (7 * length / of.bptt if changed else saved["late_lr"])
 
 
 def test_finetuning_resumes_too(setting: Setting, tmp_path: Path) -> None:

@@ -228,6 +228,7 @@ def _first_state(
     elif config.model.embedding_init == "log-counts":
         set_norms_from_counts(model, word_counts(corpus))
     state = StageState(model.to(device), config, started_from=started_from)
+    state.position.lr = settings.lr
     if settings.averaging:
         state.start_averaging()
     return state
@@ -268,13 +269,16 @@ def _forget_all(run: RunFolder, stage: str) -> None:
 def _restore(
     checkpoint: Checkpoint, run: RunFolder, stage: str, state: StageState, display: Display, workers: Workers
 ) -> None:
-    started_from = state.position.started_from
+    started_from, lr = state.position.started_from, state.position.lr
     state.restore(checkpoint)
     if state.position.started_from != started_from:
         raise UserError(
             f"{run.stage_folder(stage)}: began from another trained model than {run.best_model_path('train')} is now "
             "(training went on since); remove that folder to fine-tune anew"
         )
+    if state.position.lr not in (None, lr):
+        state.position.late_lr = None  # of the rate that was to be left behind
+    state.position.lr = lr
     workers.first(lambda: _forget_what_comes_again(run, stage, state.position))
     display.message(f"resuming {stage} at epoch {state.position.epoch}, update {state.position.step}")
 

@@ -24,7 +24,7 @@ from highrank.workers import Workers
 __all__ = ["Position", "StageState"]
 
 # Fields of a position that an earlier version did not save: it is resumed with their defaults.
-ADDED = frozenset({"interval_s"})
+ADDED = frozenset({"interval_s", "lr"})
 
 
 @dataclass
@@ -34,7 +34,8 @@ class Position:
     Sums of nats and counts of tokens: ``epoch_`` since the epoch began, ``interval_`` since the last record;
     ``interval_s`` is the time of its updates alone, ``elapsed_s`` that of all the stage has done.
     ``averaged`` counts the weights that went into the average, and ``late_lr`` is the rate of the last step while
-    averaging (see ``StageState.step``). ``started_from`` is the hash of the model file that fine-tuning began with.
+    averaging (see ``StageState.step``), of a stage whose rate was set to ``lr``. ``started_from`` is the hash of the
+    model file that fine-tuning began with.
     """
 
     epoch: int = 1
@@ -43,6 +44,7 @@ class Position:
     averaging: bool = False
     averaged: Annotated[int, Meta(ge=0, le=2**53)] = 0
     late_lr: float | None = None
+    lr: float | None = None
     finished: bool = False
     best_loss: float | None = None
     best_epoch: int = 0
