@@ -116,7 +116,10 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     schedule: Annotated[
         Literal["constant", "linear", "cosine"], Says("how the rate falls to zero over all `epochs`, if it does")
     ] = "constant"
-    warmup: Annotated[Probability, Says("share of all updates in which the rate rises to its peak")] = 0.0
+    warmup: Annotated[
+        Probability,
+        Says("share of all updates in which the rate rises to its peak, from zero: the first update changes nothing"),
+    ] = 0.0
     clip: Annotated[Positive, Says("largest norm of the gradient")] = 0.25
     weight_decay: Annotated[
         NotNegative, Says("as the optimizer has it: in SGD a gradient of so many times the weight")
