@@ -149,7 +149,7 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ] = "torch"
     cuda_graphs: Annotated[
         bool,
-        Says("on an NVIDIA GPU: record an update once for each length of a segment and replay it, to the same bits"),
+        Says("on an NVIDIA GPU: record forward and backward pass once a length of segment and replay them: same bits"),
     ] = False
     valid_batch: Annotated[Count, Says("columns of the validations during training")] = 10
 
@@ -200,7 +200,7 @@ class Config(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
             )
         if train.cuda_graphs and self.micro_batch != train.batch:
             raise ValueError(
-                f"train.cuda_graphs: records updates of one pass, got a train.micro_batch of {train.micro_batch} "
+                f"train.cuda_graphs: records the one pass of an update, got a train.micro_batch of {train.micro_batch} "
                 f"of {train.batch} columns"
             )
         if train.past_decode and train.min_posterior:

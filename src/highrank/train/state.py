@@ -17,8 +17,8 @@ from highrank.runs.checkpoint import Checkpoint, save_checkpoint
 from highrank.runs.tensors import model_tensors, put_model_tensors
 from highrank.train.averaging import WeightAverage
 from highrank.train.gradients import GradientSum
+from highrank.train.graphs import RecordedPasses
 from highrank.train.optimizer import make_optimizer
-from highrank.train.recorded import RecordedPasses
 from highrank.workers import Workers
 
 __all__ = ["Position", "StageState"]
