@@ -142,7 +142,7 @@ def test_other_settings_for_a_fine_tuning_at_its_end_are_refused(run: Path, smal
 def test_what_was_measured_of_a_fine_tuning_that_was_removed_is_forgotten(run: Path, small_text: Path) -> None:
     """Else the new one would count as ended before it is."""
     from highrank.data import load_corpus
-    from highrank.train import train_stage
+    from highrank.train import Machine, train_stage
 
     class Stopping:
         def progress(self, *arguments: object, **options: object) -> None: ...
@@ -155,7 +155,7 @@ def test_what_was_measured_of_a_fine_tuning_that_was_removed_is_forgotten(run: P
     opened = RunFolder.open(run)
     corpus = load_corpus(small_text)
     with pytest.raises(KeyboardInterrupt):
-        train_stage(opened, "finetune", corpus, display=Stopping())
+        train_stage(opened, "finetune", corpus, Machine(display=Stopping()))
     assert set(opened.results) == {"train"}
     done = here("finetune", run, "--resume", *setting("finetune.lr=5"), "--device", "cpu", "--data", small_text)
     assert done.returncode == 0, done.stderr

@@ -12,8 +12,8 @@ from highrank.data import load_corpus
 from highrank.data.batches import segment_length
 from highrank.random import derived_seed
 from highrank.runs import RunFolder, read_config
-from highrank.train import StageState, loop, train_stage
-from highrank.train.loop import training_columns
+from highrank.train import Machine, StageState, loop, train_stage
+from highrank.train.checks import training_columns
 
 
 class Clock:
@@ -64,7 +64,7 @@ def test_a_record_has_the_rate_of_its_last_update_and_the_speed_of_updates_alone
     corpus = load_corpus(small_text)
     config = read_config(RECIPE, overrides=["train.epochs=1", "train.bptt=8", "train.schedule=linear"])
     run = RunFolder.create(tmp_path / "run", config, corpus.vocabulary, corpus)
-    train_stage(run, "train", corpus, checkpoint_every_s=0.0)
+    train_stage(run, "train", corpus, Machine(checkpoint_every_s=0.0))
     [record] = [record for record in run.metrics() if record["event"] == "interval"]
     seed, of = derived_seed(config.train.seed, "train"), config.train
     lengths = [segment_length(seed, step, of.bptt, of.max_length_delta) for step in range(50)]

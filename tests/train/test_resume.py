@@ -116,7 +116,7 @@ def test_a_signal_in_the_last_validation_is_not_lost(small_text: Path, tmp_path:
     config = read_config(RECIPE, overrides=["train.epochs=1"])
     run = RunFolder.create(tmp_path / "run", config, corpus.vocabulary, corpus)
     with pytest.raises(Interrupted):
-        train_stage(run, "train", corpus, display=Interrupting())
+        train_stage(run, "train", corpus, Machine(display=Interrupting()))
     assert train_stage(run, "train", corpus, resume=True)["epochs"] == 1
 
 
@@ -143,7 +143,7 @@ def test_other_optimizers_rates_averages_and_precisions_resume_too(
     whole, cut = (RunFolder.create(tmp_path / name, config, corpus.vocabulary, corpus) for name in ("whole", "cut"))
     train_stage(whole, "train", corpus)
     with pytest.raises(Interrupted):
-        train_stage(cut, "train", corpus, display=Interrupting(), checkpoint_every_s=0.0)
+        train_stage(cut, "train", corpus, Machine(checkpoint_every_s=0.0, display=Interrupting()))
     train_stage(cut, "train", corpus, resume=True)
     assert figures(whole.path) == figures(cut.path)
 
