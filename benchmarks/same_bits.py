@@ -47,12 +47,14 @@ class Comparison:
         }
 
 
+OF_THE_MACHINE = ("elapsed_s", "interval_s", "tokens_per_s")
+
+
 def figures(run: Path) -> dict[str, dict[str, bytes]]:
     """All that must be the same bits: every record and the position, the tensors of the best and the last model."""
     last = checkpoint_folders(run / "train")[0]
-    position = dict(json.loads((last / "state.json").read_text())["position"])
-    del position["elapsed_s"]
-    records = [{k: v for k, v in record.items() if k != "elapsed_s"} for record in RunFolder.open(run).metrics()]
+    position = _untimed(json.loads((last / "state.json").read_text())["position"])
+    records = [_untimed(record) for record in RunFolder.open(run).metrics()]
     files = {"best": run / "train/model.safetensors", "last": last / "model.safetensors"}
     files["state"] = last / "state.safetensors"
     return {
@@ -60,6 +62,10 @@ def figures(run: Path) -> dict[str, dict[str, bytes]]:
         "position": {"position": json.dumps(position).encode()},
         **{part: {n: t.numpy().tobytes() for n, t in read_tensors(path).items()} for part, path in files.items()},
     }
+
+
+def _untimed(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in OF_THE_MACHINE}
 
 
 def compare(run: Path, reference: Path) -> Comparison:

@@ -6,7 +6,7 @@ from highrank.errors import UserError
 
 __all__ = ["check_launcher", "launcher_number"]
 
-UNTOLD = {"WORLD_SIZE": 1, "RANK": 0, "TORCHELASTIC_RESTART_COUNT": 0}
+UNTOLD = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "TORCHELASTIC_RESTART_COUNT": 0}
 
 
 def launcher_number(name: str) -> int:

@@ -119,10 +119,13 @@ class Workers:
         except RuntimeError as error:  # what every backend raises when a connection is gone or silent
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise UserError(f"{self._lost()}; {self._after_loss}") from error
+            raise UserError(f"{self._lost(error)}; {self._after_loss}") from error
 
-    def _lost(self) -> str:
-        """Who does not answer a roll call, which goes through the store: the connections between workers are gone."""
+    def _lost(self, error: RuntimeError) -> str:
+        """Who does not answer a roll call, which goes through the store: the connections between workers are gone.
+
+        Where all answer it is ``error`` that says what went wrong, which need not have been a connection.
+        """
         assert self._store is not None
         try:
             self._store.set(f"answers/{self.rank}", "1")
@@ -135,7 +138,8 @@ class Workers:
         except RuntimeError:
             return "the machine of worker 0, where the workers meet, cannot be reached any more"
         if not names:
-            return "the connection between the workers broke, though all of them are alive"
+            first_line = str(error).strip().partition("\n")[0]
+            return f"what the workers do together failed, though all of them are alive ({first_line})"
         return f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} died or stopped answering"
 
 

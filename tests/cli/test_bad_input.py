@@ -267,10 +267,22 @@ def test_a_refused_start_leaves_nothing_behind(small_text: Path, tmp_path: Path)
     }.items():
         one_line(here("train", *common, *(f"--set={each}" for each in settings)), *words, codes=(2,))
         assert not run.exists()
+    adam = ["--set", "train.optimizer=adamw", "--set"]
+    for word, rate, name in (("train", "train.lr=20", "train.lr"), ("run", "train.lr=0.01", "finetune.lr")):
+        one_line(here(word, *common, *adam, rate), f"{name}: ", f"--set {name}=0.001", codes=(2,))
+        assert not run.exists()
     assert here("train", *common, "--resume", "--set", "train.epochs=1").returncode == 0
     one_line(here("generate", run, "--temperature", "nan"), "temperature", codes=(2,))
     one_line(here("dynamic-eval", run, "--lamb", "-1"), "dynamic.lamb", ">= 0", "-1", codes=(2,))
     one_line(here("dynamic-eval", run, "--epsilon", "inf"), "dynamic.epsilon", "finite", codes=(2,))
+
+
+def test_a_rate_of_sgd_is_refused_before_another_optimizer_fine_tunes(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("finetune"))
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace('optimizer = "sgd"', 'optimizer = "rmsprop"'))
+    one_line(here("finetune", run), "finetune.lr: ", "--set finetune.lr=0.001", codes=(2,))
+    assert not (run / "finetune").exists()
 
 
 def test_a_folder_that_cannot_be_made(small_text: Path, tmp_path: Path) -> None:

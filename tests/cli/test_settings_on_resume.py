@@ -142,7 +142,7 @@ def test_other_settings_for_a_fine_tuning_at_its_end_are_refused(run: Path, smal
 def test_what_was_measured_of_a_fine_tuning_that_was_removed_is_forgotten(run: Path, small_text: Path) -> None:
     """Else the new one would count as ended before it is."""
     from highrank.data import load_corpus
-    from highrank.train import train_stage
+    from highrank.train import Machine, train_stage
 
     class Stopping:
         def progress(self, *arguments: object, **options: object) -> None: ...
@@ -155,11 +155,42 @@ def test_what_was_measured_of_a_fine_tuning_that_was_removed_is_forgotten(run: P
     opened = RunFolder.open(run)
     corpus = load_corpus(small_text)
     with pytest.raises(KeyboardInterrupt):
-        train_stage(opened, "finetune", corpus, display=Stopping())
+        train_stage(opened, "finetune", corpus, Machine(display=Stopping()))
     assert set(opened.results) == {"train"}
     done = here("finetune", run, "--resume", *setting("finetune.lr=5"), "--device", "cpu", "--data", small_text)
     assert done.returncode == 0, done.stderr
     assert "settings changed: finetune.lr 3.0 -> 5.0" in done.stderr.splitlines()
+
+
+def test_a_run_begun_on_a_gpu_goes_on_without_one(run: Path, resumed: Callable[..., Done], small_text: Path) -> None:
+    for old, new in (
+        ("micro_batch = 3", "micro_batch = 6"),
+        ('precision = "float32"', 'precision = "bfloat16"'),
+        ('recurrence = "torch"', 'recurrence = "triton"'),
+        ("cuda_graphs = false", "cuda_graphs = true"),
+    ):
+        text = (run / "config.toml").read_text()
+        assert old in text
+        (run / "config.toml").write_text(text.replace(old, new))
+    same, here_too = ["train.micro_batch=6", "train.precision=bfloat16"], ["train.cuda_graphs=false"]
+    changed = "settings changed: train.cuda_graphs true -> false"
+
+    shutil.rmtree(run / "finetune")
+    tune = ["finetune", run, "--device", "cpu", "--data", small_text]
+    one_line(here(*tune), "--set train.cuda_graphs=false", codes=(2,))
+    one_line(here(*tune, *setting(*here_too)), "--set train.recurrence=torch", codes=(2,))
+    done = here(*tune, *setting("train.recurrence=torch"))
+    assert done.returncode == 0, done.stderr
+
+    begun = (run / "config.toml").read_text().replace("cuda_graphs = false", "cuda_graphs = true")
+    (run / "config.toml").write_text(begun)
+    for stage in ("finetune", "train"):
+        shutil.rmtree(run / stage)
+    one_line(resumed("train", *same), "--set train.cuda_graphs=false", codes=(2,))
+    done = resumed("train", *same, *here_too)
+    assert done.returncode == 0, done.stderr
+    assert changed in done.stderr.splitlines()
+    assert changed in (run / "log.txt").read_text()
 
 
 def test_dynamic_evaluation_is_made_again_with_other_settings(run: Path, resumed: Callable[..., Done]) -> None:

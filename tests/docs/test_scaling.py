@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from highrank.runs import find_recipe, read_config
-from highrank.train.loop import check_workers
+from highrank.train.checks import check_workers
 from tests.docs.snippets import blocks
 
 PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"

@@ -13,7 +13,7 @@ from highrank.data.batches import Columns
 from highrank.evaluate import DynamicSettings, dynamic_evaluate, evaluate, gradient_statistics
 from highrank.runs import RunFolder, build_model, read_config
 from highrank.runs.tensors import read_tensors
-from highrank.train import StageState, train_stage, update
+from highrank.train import Machine, StageState, train_stage, update
 from highrank.train.gradients import BLOCK, _rounded_in_place
 from tests.gpu.marks import on_a_gpu
 
@@ -51,7 +51,7 @@ def test_a_run_on_a_gpu_resumes_to_the_same_bits(recurrence: str, small_text: Pa
     recorded = ["train.micro_batch=0", "train.cuda_graphs=true"]
     config = read_config(RECIPE, overrides=[] if recurrence == "torch" else [*persistent, *recorded])
     whole = RunFolder.create(tmp_path / "whole", config, corpus.vocabulary, corpus)
-    figures = train_stage(whole, "train", corpus, device="cuda")
+    figures = train_stage(whole, "train", corpus, Machine(torch.device("cuda")))
     assert math.isfinite(figures["valid_loss_nats"])
 
     cut = RunFolder.create(tmp_path / "cut", config, corpus.vocabulary, corpus)
@@ -60,7 +60,7 @@ def test_a_run_on_a_gpu_resumes_to_the_same_bits(recurrence: str, small_text: Pa
     (cut.path / "train").mkdir()
     checkpoints[0].rename(cut.path / "train" / checkpoints[0].name)  # as if killed in the last epoch
     shutil.copy(whole.best_model_path("train"), cut.best_model_path("train"))
-    train_stage(cut, "train", corpus, device="cuda", resume=True)
+    train_stage(cut, "train", corpus, Machine(torch.device("cuda")), resume=True)
     last = [sorted((run.path / "train").glob("checkpoint-*"))[-1] / "model.safetensors" for run in (whole, cut)]
     ours, theirs = (read_tensors(path) for path in last)
     assert all(ours[name].equal(theirs[name]) for name in ours)

@@ -15,7 +15,7 @@ from highrank.data.batches import Columns
 from highrank.models.awd_lstm import DropConnectLSTM
 from highrank.runs import Config, RunFolder, build_model, read_config
 from highrank.runs.device import multiplies_bfloat16
-from highrank.train import StageState, train_stage, update
+from highrank.train import Machine, StageState, train_stage, update
 
 PRODUCTS = ("mm", "addmm", "addmm_", "linear")
 
@@ -105,7 +105,7 @@ def test_a_processor_without_such_products_is_named(
     def said(name: str) -> list[str]:
         display = Messages()
         run = RunFolder.create(tmp_path / name, config, corpus.vocabulary, corpus)
-        train_stage(run, "train", corpus, display=display)
+        train_stage(run, "train", corpus, Machine(display=display))
         return [text for text in display.said if "bfloat16" in text]
 
     corpus = load_corpus(small_text)

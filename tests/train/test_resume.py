@@ -7,18 +7,26 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.processes import RECIPE, Setting, command, finish, here, one_line, train_arguments, train_command
-from benchmarks.same_bits import figures
-from highrank.runs import RunFolder
-from highrank.runs.checkpoint import checkpoint_folders
+from benchmarks.same_bits import checksums, figures
+from highrank.data import load_corpus
+from highrank.data.batches import segment_length
+from highrank.errors import UserError
+from highrank.random import derived_seed
+from highrank.runs import RunFolder, build_model, read_config
+from highrank.runs.checkpoint import checkpoint_folders, load_checkpoint
 from highrank.runs.doctor import examine
 from highrank.runs.tensors import read_tensors
+from highrank.train import Interrupted, Machine, Position, StageState, finetune, train, train_stage
+from highrank.train.optimizer import SGD
 
 
 def wait_for(path: Path, process: subprocess.Popen[Any]) -> None:
@@ -59,6 +67,18 @@ def test_resuming_a_finished_run_changes_nothing(setting: Setting, tmp_path: Pat
     assert json.loads(done.stdout)["stage"] == "train"
 
 
+@pytest.mark.parametrize("stage", ["train", "finetune"])
+def test_a_stage_that_has_begun_is_not_begun_anew_unasked(stage: str, setting: Setting, tmp_path: Path) -> None:
+    path = shutil.copytree(setting.reference, tmp_path / "run")
+    if stage == "finetune":
+        shutil.copytree(path / "train", path / "finetune")
+    before = checksums(path)
+    run, where = RunFolder.open(path), Machine(torch.device("cpu"))
+    with pytest.raises(UserError, match=f"{path / stage}: exists already"):
+        {"train": train, "finetune": finetune}[stage](run, load_corpus(setting.text), where)
+    assert checksums(path) == before
+
+
 def test_removed_checkpoints_lose_nothing(setting: Setting, tmp_path: Path) -> None:
     """They may be removed to save space once a stage has ended; before, nothing is to be begun anew unasked."""
     run = shutil.copytree(setting.reference, tmp_path / "run")
@@ -81,9 +101,6 @@ def test_removed_checkpoints_lose_nothing(setting: Setting, tmp_path: Path) -> N
 
 def test_a_signal_in_the_last_validation_is_not_lost(small_text: Path, tmp_path: Path) -> None:
     """The stage is over, but what would follow is not begun."""
-    from highrank.data import load_corpus
-    from highrank.runs import read_config
-    from highrank.train import Interrupted, train_stage
 
     class Interrupting:
         sent = False
@@ -99,7 +116,7 @@ def test_a_signal_in_the_last_validation_is_not_lost(small_text: Path, tmp_path:
     config = read_config(RECIPE, overrides=["train.epochs=1"])
     run = RunFolder.create(tmp_path / "run", config, corpus.vocabulary, corpus)
     with pytest.raises(Interrupted):
-        train_stage(run, "train", corpus, display=Interrupting())
+        train_stage(run, "train", corpus, Machine(display=Interrupting()))
     assert train_stage(run, "train", corpus, resume=True)["epochs"] == 1
 
 
@@ -107,10 +124,6 @@ def test_a_signal_in_the_last_validation_is_not_lost(small_text: Path, tmp_path:
 def test_other_optimizers_rates_averages_and_precisions_resume_too(
     optimizer: str, precision: str, small_text: Path, tmp_path: Path
 ) -> None:
-    from highrank.data import load_corpus
-    from highrank.runs import read_config
-    from highrank.train import Interrupted, train_stage
-
     class Interrupting:
         seen = 0
 
@@ -130,9 +143,51 @@ def test_other_optimizers_rates_averages_and_precisions_resume_too(
     whole, cut = (RunFolder.create(tmp_path / name, config, corpus.vocabulary, corpus) for name in ("whole", "cut"))
     train_stage(whole, "train", corpus)
     with pytest.raises(Interrupted):
-        train_stage(cut, "train", corpus, display=Interrupting(), checkpoint_every_s=0.0)
+        train_stage(cut, "train", corpus, Machine(checkpoint_every_s=0.0, display=Interrupting()))
     train_stage(cut, "train", corpus, resume=True)
     assert figures(whole.path) == figures(cut.path)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_defaults_for_what_was_added_since(setting: Setting) -> None:
+    run = RunFolder.open(setting.reference)
+    checkpoint = load_checkpoint(checkpoint_folders(run.stage_folder("train"))[0])
+    saved = checkpoint.state["position"]
+
+    def restored(position: dict[str, Any]) -> Position:
+        state = StageState(build_model(run.config, len(run.vocabulary)), run.config)
+        state.restore(checkpoint._replace(state={"position": position}))
+        return state.position
+
+    def without(name: str) -> dict[str, Any]:
+        return {key: value for key, value in saved.items() if key != name}
+
+    assert asdict(restored(without("interval_s"))) == {**saved, "interval_s": 0.0}
+    assert restored(without("lr")).lr is None
+    for position in (without("averaged"), without("step"), {**saved, "surprise": 1}):
+        with pytest.raises(UserError, match="another version"):
+            restored(position)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_another_rate_holds_from_the_first_update_on(
+    changed: bool, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while averaging, where an update has the rate that was meant for the one before."""
+    path = setting.copy(f"other-rate-{changed}", finished=False)
+    run, rates = RunFolder.open(path), []
+    saved = load_checkpoint(checkpoint_folders(path / "train")[0]).state["position"]
+    assert saved["averaging"]
+    if changed:
+        run = run.change_config(read_config(RECIPE, overrides=["train.lr=7"]))
+
+    def step(self: SGD, lr: float) -> None:
+        rates.append(lr)
+
+    monkeypatch.setattr(SGD, "step", step)
+    train_stage(run, "train", load_corpus(setting.text), resume=True)
+    of = run.config.train
+    length = segment_length(derived_seed(of.seed, "train"), saved["step"], of.bptt, of.max_length_delta)
+    assert rates[0] == (7 * length / of.bptt if changed else saved["late_lr"])
 
 
 def test_finetuning_resumes_too(setting: Setting, tmp_path: Path) -> None:

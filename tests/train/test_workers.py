@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from benchmarks.processes import (
     RECIPE,
@@ -31,6 +33,7 @@ from highrank.data import load_corpus
 from highrank.errors import UserError
 from highrank.runs import RunFolder, read_config
 from highrank.train import train_stage
+from highrank.workers import Workers
 
 TIMEOUT_S = 5
 AGENT_WAITS_S = 30  # so long PyTorch's agent waits for a worker that it has asked to stop
@@ -272,6 +275,26 @@ def test_a_worker_with_another_text_is_refused(small_text: Path, tmp_path: Path)
         train_stage(run, "train", second)
 
 
+def test_a_resumed_run_tells_its_text_to_machines_that_do_not_have_its_folder(alone: Setting, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    runs = [alone.copy("resumed", finished=False), tmp_path / "elsewhere"]
+    processes = [
+        subprocess.Popen(
+            command("train", RECIPE, *THREE, "--out", run, "--device", "cpu", "--resume"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(number)},
+        )
+        for number, run in enumerate(runs)
+    ]
+    ends = [ended(process, 120) for process in processes]
+    assert [end.returncode for end in ends] == [0, 0], ends
+    same_bits(runs[0], alone.reference)
+
+
 @pytest.fixture
 def two_hosts() -> Iterator[Callable[[str], None]]:
     """Two network namespaces, joined by a virtual cable. Yields what switches the cable ("up" or "down")."""
@@ -339,3 +362,25 @@ def test_two_machines_whose_link_is_cut(
     assert restarted == (cut_s > timeout_s)
     assert not runs[1].exists(), "the second machine has written a run folder"
     same_bits(runs[0], alone.reference)
+
+
+def test_where_nobody_is_lost_the_error_says_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    store.set("answers/1", "1")
+    workers = Workers(0, 2, store, after_loss="start it again")
+
+    def failing(*arguments: object, **options: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered\nCompile with ...")
+
+    monkeypatch.setattr(dist, "all_reduce", failing)
+    with pytest.raises(
+        UserError, match=r"all of them are alive \(CUDA error: device-side assert triggered\); start it"
+    ):
+        workers.largest(1)
+
+
+def test_one_gpu_for_several_workers_is_refused(alone: Setting, tmp_path: Path) -> None:
+    options = ["--workers", "2", "--device", "cuda:0"]
+    refused = finish(train_command(tmp_path / "run", alone.text, *THREE, *options))
+    one_line(refused, "'cuda:0': one GPU for 2 workers; --device cuda", codes=(2,))
+    assert refused.stderr.count("\n") == 1

@@ -45,13 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
         prepare_statistics,
     )
     from highrank.report import summary_lines, summary_rows
-    from highrank.runs import at_work, load
+    from highrank.runs import STAGES, at_work, load
     from highrank.train import finetune, open_or_create, train
 
     config, out = read_recipe(arguments)
     with machine(arguments) as where, interruptible(where) as ending, ExitStack() as held:
         workers = where.workers
-        corpus = text_for(config, out, arguments, where.display)
+        corpus = text_for(config, out, arguments, where)
         folder = workers.first(
             lambda: open_or_create(
                 out,
@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
                 workers=workers.count,
                 device=where.device,
                 overrides=arguments.overrides,
+                stages=STAGES,
                 notice=where.display.message,
             )
         )

@@ -18,8 +18,8 @@ from highrank.errors import UserError
 
 if TYPE_CHECKING:
     from highrank.data import Corpus
-    from highrank.progress import Display
     from highrank.runs import Config
+    from highrank.train import Machine
 
 __all__ = ["add_parser", "best_lines", "read_recipe", "run", "text_for"]
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     from highrank.train import open_or_create, train
 
     with machine(arguments) as where:
-        corpus = text_for(config, out, arguments, where.display)
+        corpus = text_for(config, out, arguments, where)
         run_folder = where.workers.first(
             lambda: open_or_create(
                 out,
@@ -82,15 +82,18 @@ def read_recipe(arguments: argparse.Namespace) -> tuple["Config", Path]:
     return read_config(path, overrides=arguments.overrides), arguments.out or Path("runs") / path.stem
 
 
-def text_for(config: "Config", out: Path, arguments: argparse.Namespace, display: "Display") -> "Corpus":
-    """The text to train on: with ``--resume``, where ``--data`` says nothing, that of the run."""
+def text_for(config: "Config", out: Path, arguments: argparse.Namespace, where: "Machine") -> "Corpus":
+    """The text to train on: with ``--resume``, where ``--data`` says nothing, that of the run, which the first worker
+    has."""
     from highrank.files import is_free
     from highrank.runs import RunFolder
     from highrank.train import corpus_for, corpus_of
 
-    if arguments.resume and arguments.data is None and not is_free(out):
-        return corpus_of(RunFolder.open(out), None, display=display)
-    return corpus_for(config, arguments.data, display=display)
+    if arguments.resume and arguments.data is None:
+        run = where.workers.first(lambda: None if is_free(out) else RunFolder.open(out))
+        if run is not None:
+            return corpus_of(run, None, display=where.display)
+    return corpus_for(config, arguments.data, display=where.display)
 
 
 def best_lines(what: str, figures: dict[str, Any]) -> Iterator[str]:

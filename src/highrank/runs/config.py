@@ -116,7 +116,10 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     schedule: Annotated[
         Literal["constant", "linear", "cosine"], Says("how the rate falls to zero over all `epochs`, if it does")
     ] = "constant"
-    warmup: Annotated[Probability, Says("share of all updates in which the rate rises to its peak")] = 0.0
+    warmup: Annotated[
+        Probability,
+        Says("share of all updates in which the rate rises to its peak, from zero: the first update changes nothing"),
+    ] = 0.0
     clip: Annotated[Positive, Says("largest norm of the gradient")] = 0.25
     weight_decay: Annotated[
         NotNegative, Says("as the optimizer has it: in SGD a gradient of so many times the weight")
@@ -146,7 +149,7 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ] = "torch"
     cuda_graphs: Annotated[
         bool,
-        Says("on an NVIDIA GPU: record an update once for each length of a segment and replay it, to the same bits"),
+        Says("on an NVIDIA GPU: record forward and backward pass once a length of segment and replay them: same bits"),
     ] = False
     valid_batch: Annotated[Count, Says("columns of the validations during training")] = 10
 
@@ -155,7 +158,7 @@ class FinetuneSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=
     """Averaged from its first update on, from the best trained model. All else as in training, the optimizer too."""
 
     epochs: Annotated[Count, Says("passes over the training text at most")] = 1000
-    lr: Annotated[Positive, Says("learning rate, of the same optimizer")] = 25.0
+    lr: Annotated[Positive, Says("learning rate, of the same optimizer: of AdamW and RMSProp at most 1")] = 25.0
     nonmono: Annotated[Count, Says("it ends when a validation loss is above the best of all but the last so many")] = 5
 
 
@@ -197,7 +200,7 @@ class Config(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
             )
         if train.cuda_graphs and self.micro_batch != train.batch:
             raise ValueError(
-                f"train.cuda_graphs: records updates of one pass, got a train.micro_batch of {train.micro_batch} "
+                f"train.cuda_graphs: records the one pass of an update, got a train.micro_batch of {train.micro_batch} "
                 f"of {train.batch} columns"
             )
         if train.past_decode and train.min_posterior:

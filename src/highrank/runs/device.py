@@ -5,16 +5,25 @@ import os
 import torch
 
 from highrank.errors import UserError
+from highrank.launcher import launcher_number
 
 __all__ = ["choose_device", "describe_device", "multiplies_bfloat16", "tf32_in_lstm", "total_memory"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """``auto`` takes the GPU if there is one. Raises UserError for a device that this machine or highrank lacks."""
+    """``auto`` takes the GPU if there is one.
+
+    Raises UserError for a device that this machine or highrank lacks, and for one GPU where several workers were
+    started on this machine.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and os.environ.get("LOCAL_RANK"):  # a launcher's: a GPU for each worker of this machine
         name = f"cuda:{os.environ['LOCAL_RANK']}"
+    elif name.startswith("cuda:") and (workers := launcher_number("LOCAL_WORLD_SIZE")) > 1:
+        raise UserError(
+            f"device {name!r}: one GPU for {workers} workers; --device cuda gives each a GPU of its own", exit_code=2
+        )
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):

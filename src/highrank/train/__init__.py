@@ -1,20 +1,15 @@
 """Training: the loop, its optimizer, its state, what it records."""
 
 from highrank.train.averaging import WeightAverage, averaged_weights, is_stalled
+from highrank.train.checks import check_can_train
 from highrank.train.interruption import Interrupted
-from highrank.train.loop import StageSettings, train_stage
+from highrank.train.loop import train_stage
+from highrank.train.machine import Machine
 from highrank.train.objective import objective
 from highrank.train.optimizer import make_optimizer
-from highrank.train.stages import (
-    Machine,
-    check_can_train,
-    corpus_for,
-    corpus_of,
-    finetune,
-    open_or_create,
-    set_later_settings,
-    train,
-)
+from highrank.train.settings_on_resume import open_or_create, set_later_settings
+from highrank.train.stage_settings import StageSettings
+from highrank.train.stages import corpus_for, corpus_of, finetune, train
 from highrank.train.state import Position, StageState
 from highrank.train.timing import time_updates
 from highrank.train.update import Update, update

@@ -2,165 +2,87 @@
 
 import math
 import time
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
-from highrank.data import Corpus, word_counts
-from highrank.data.batches import SHORTEST_TRAINING_COLUMN, Columns, segment_length
+from highrank.data import Corpus
+from highrank.data.batches import segment_length
 from highrank.errors import UserError
 from highrank.evaluate import evaluate
-from highrank.files import file_sha256
-from highrank.models import persistent_lstm
 from highrank.perplexity import perplexity
-from highrank.progress import READ_EVERY_S, SILENT, Display
+from highrank.progress import READ_EVERY_S
 from highrank.random import derived_seed
-from highrank.runs import Checkpoint, Config, RunFolder, build_model, describe_device, latest_checkpoint
+from highrank.runs import RunFolder, describe_device
 from highrank.runs.device import multiplies_bfloat16
-from highrank.runs.records import cannot_go_on, checkpoint_folders, has_ended
-from highrank.runs.tensors import model_tensors, put_model_tensors, read_tensors
+from highrank.runs.records import checkpoint_folders, has_ended
+from highrank.runs.tensors import model_tensors
 from highrank.train.averaging import averaged_weights, is_stalled
-from highrank.train.embedding_norms import set_norms_from_counts
+from highrank.train.checks import (
+    USUAL_RATE,
+    check_device,
+    check_not_begun,
+    check_rate,
+    check_workers,
+    training_columns,
+)
 from highrank.train.interruption import Interrupted, StopRequest, stop_on_signal
+from highrank.train.machine import ON_THE_CPU, Machine
 from highrank.train.recorder import Recorder
 from highrank.train.schedule import rate_share
-from highrank.train.state import Position, StageState
+from highrank.train.stage_settings import StageSettings
+from highrank.train.start import first_state, forget_all, last_checkpoint, restore
+from highrank.train.state import StageState
 from highrank.train.update import update
-from highrank.workers import ALONE, Workers
 
-__all__ = ["StageSettings", "check_can_go_on", "check_device", "check_workers", "train_stage", "training_columns"]
+__all__ = ["train_stage"]
 
 RECORD_EVERY_STEPS = 50
 EXPLODED_AFTER_STEPS = 10  # a single segment may be bad at the start of a run
-USUAL_RATE = {"sgd": 20.0, "adamw": 0.001, "rmsprop": 0.001}
-
-
-@dataclass(frozen=True)
-class StageSettings:
-    """What differs between training and fine-tuning."""
-
-    epochs: int
-    lr: float
-    nonmono: int
-    averaging: bool  # from the first step on
-    stop_when_stalled: bool  # or else start averaging
-    keep_start: bool  # the model that the stage starts from counts as epoch 0: it stays the best until it is beaten
-    average_from: int  # the epoch in which averaging starts at the latest; 0: only when stalled
-    schedule: str
-    warmup: float
-
-    @classmethod
-    def of(cls, config: Config, stage: str) -> "StageSettings":
-        if stage == "train":
-            train = config.train
-            return cls(
-                train.epochs,
-                train.lr,
-                train.nonmono,
-                averaging=train.average_from == 1,
-                stop_when_stalled=False,
-                keep_start=False,
-                average_from=train.average_from,
-                schedule=train.schedule,
-                warmup=train.warmup,
-            )
-        tune = config.finetune
-        return cls(
-            tune.epochs,
-            tune.lr,
-            tune.nonmono,
-            averaging=True,
-            stop_when_stalled=True,
-            keep_start=True,
-            average_from=0,
-            schedule="constant",
-            warmup=0.0,
-        )
-
-
-def training_columns(config: Config, corpus: Corpus) -> Columns:
-    """The training text in columns. Raises UserError if it, or the validation text, is too short for its batch."""
-    train, tokens = config.train, corpus.tokens
-    Columns(tokens["valid"], train.valid_batch, what="valid.txt", setting="train.valid_batch")  # not after an epoch
-    return Columns(
-        tokens["train"], train.batch, what="train.txt", setting="train.batch", shortest=SHORTEST_TRAINING_COLUMN
-    )
-
-
-def check_workers(config: Config, workers: int) -> None:
-    """Raises UserError if there are more workers than micro-batches for them to share."""
-    micro_batches = config.train.batch // config.micro_batch
-    if workers > micro_batches:
-        raise UserError(
-            f"{workers} workers, but an update has {micro_batches} micro-batches to share: take fewer, or start "
-            f"a run with a smaller train.micro_batch, a divisor of train.batch {config.train.batch}",
-            exit_code=2,
-        )
-
-
-def check_device(config: Config, device: torch.device | str) -> None:
-    """Raises UserError if the device cannot compute in the way that was asked for."""
-    device, train, model = torch.device(device), config.train, config.model
-    if train.cuda_graphs and device.type != "cuda":
-        raise UserError(f"train.cuda_graphs: needs an NVIDIA GPU, not {device}", exit_code=2)
-    if train.recurrence == "torch":
-        return
-    for width in {*[model.hidden_features] * (model.num_layers - 1), model.last_hidden_features}:
-        reason = persistent_lstm.cannot_run(device, torch.bfloat16, config.micro_batch, width)
-        if reason is not None:
-            raise UserError(f"train.recurrence: {train.recurrence} cannot run: {reason}", exit_code=2)
-
-
-def check_can_go_on(run: RunFolder, stage: str) -> None:
-    """Raises UserError if the stage has a model, has not ended, and has no checkpoint to go on from."""
-    if reason := cannot_go_on(run.path, stage, run.metrics()):
-        raise UserError(f"{run.path}: {reason}")
 
 
 def train_stage(
     run: RunFolder,
     stage: str,
     corpus: Corpus,
+    machine: Machine = ON_THE_CPU,
     *,
-    device: torch.device | str = "cpu",
     resume: bool = False,
-    checkpoint_every_s: float = 600.0,
-    display: Display = SILENT,
-    workers: Workers = ALONE,
 ) -> dict[str, Any]:
     """Run a stage ("train" or "finetune") of ``run`` to its end; with ``resume`` from its last checkpoint, if any.
 
-    Several ``workers`` share the micro-batches of each update. Only the first one needs the run's folder.
+    Several workers share the micro-batches of each update. Only the first one needs the run's folder.
     Returns best_epoch, valid_loss_nats and valid_perplexity of the best model, and epochs, updates, elapsed_s.
-    Raises Interrupted, after saving, if a signal asked to stop; UserError if the loss is lost (nan, or exploding), or
-    if ``corpus`` is not the text that the run was begun with.
+    Raises Interrupted, after saving, if a signal asked to stop; UserError if the loss is lost (nan, or exploding), if
+    ``corpus`` is not the text that the run was begun with, or if without ``resume`` the stage has begun already.
     """
-    config = run.config
+    config, device, workers = run.config, machine.device, machine.workers
     run.check_corpus(corpus)  # each worker has read its own
     workers.first(lambda: check_workers(config, workers.count))
     check_device(config, device)
+    check_rate(config, stage)
+    if not resume:
+        workers.first(lambda: check_not_begun(run, stage))
     workers.first(lambda: run.remove_leftovers(stage))
-    state = _first_state(run, stage, corpus, device, workers)
-    checkpoint = workers.first(lambda: _last_checkpoint(run, stage, display)) if resume else None
+    state = first_state(run, stage, corpus, machine)
+    checkpoint = workers.first(lambda: last_checkpoint(run, stage, machine.display)) if resume else None
     if checkpoint is None and resume and workers.first(lambda: has_ended(run.path, stage)):
         return workers.first(lambda: _recorded_figures(run, stage))  # its checkpoints were removed, to save space
     if checkpoint is None:
-        workers.first(lambda: _forget_all(run, stage))
+        workers.first(lambda: forget_all(run, stage))
     else:
-        _restore(checkpoint, run, stage, state, display, workers)
+        restore(state, checkpoint, run, stage, machine)
     first_step = state.position.step + 1
     workers.first(lambda: run.begin_stage(stage))
     workers.first(lambda: run.log(f"{stage}: update {first_step} on, {describe_device(device, workers.count)}"))
     if config.train.precision == "bfloat16" and not multiplies_bfloat16(device):
-        display.message(
+        machine.display.message(
             "this processor has no instructions for bfloat16: train.precision=float32 is likely to be faster"
         )
-    recorder = Recorder(run, stage, display, workers, first_step=first_step)
+    recorder = Recorder(run, stage, machine.display, workers, first_step=first_step)
     try:
         with stop_on_signal() as stop:
-            _Stage(recorder, corpus, state, stop, checkpoint_every_s).run_to_the_end()
+            _Stage(recorder, corpus, state, stop, machine.checkpoint_every_s).run_to_the_end()
     finally:
         recorder.close()
         state.recorded = None  # a recording that is only found by the collector might go while another is being made
@@ -176,68 +98,10 @@ def train_stage(
     }
 
 
-def _first_state(
-    run: RunFolder, stage: str, corpus: Corpus, device: torch.device | str, workers: Workers
-) -> StageState:
-    config = run.config
-    settings = StageSettings.of(config, stage)
-    model = build_model(config, len(run.vocabulary))
-    started_from = ""
-    if stage == "finetune":
-        tensors, started_from = workers.first(lambda: _trained_model(run))
-        put_model_tensors(model, tensors, source=run.best_model_path("train"))
-    elif config.model.embedding_init == "log-counts":
-        set_norms_from_counts(model, word_counts(corpus))
-    state = StageState(model.to(device), config, started_from=started_from)
-    if settings.averaging:
-        state.start_averaging()
-    return state
-
-
-def _trained_model(run: RunFolder) -> tuple[dict[str, Tensor], str]:
-    """The tensors that fine-tuning starts from, and the hash of their file."""
-    source = run.best_model_path("train")
-    if not source.exists():
-        raise UserError(f"{run.path}: no trained model to fine-tune; train it first")
-    return read_tensors(source), file_sha256(source)
-
-
-def _last_checkpoint(run: RunFolder, stage: str, display: Display) -> Checkpoint | None:
-    check_can_go_on(run, stage)
-    return latest_checkpoint(run.stage_folder(stage), notice=display.message)
-
-
 def _recorded_figures(run: RunFolder, stage: str) -> dict[str, Any]:
     """What ``train_stage`` returned when the stage came to its end."""
     figures = "epochs", "updates", "best_epoch", "valid_loss_nats", "valid_perplexity", "elapsed_s"
     return {name: value for name, value in run.results[stage].items() if name in figures}
-
-
-def _forget_what_comes_again(run: RunFolder, stage: str, position: Position) -> None:
-    if position.best_loss is not None:
-        run.check_best(stage)
-    run.forget_metrics_after(stage, position.step, len(position.history))
-
-
-def _forget_all(run: RunFolder, stage: str) -> None:
-    """What is left of a stage that begins anew, because its folder was removed or it was killed before it saved."""
-    if (run.path / "metrics.jsonl").exists():  # else it comes with the first record
-        run.forget_metrics_after(stage, 0, 0)
-    run.forget_results_of(stage)
-
-
-def _restore(
-    checkpoint: Checkpoint, run: RunFolder, stage: str, state: StageState, display: Display, workers: Workers
-) -> None:
-    started_from = state.position.started_from
-    state.restore(checkpoint)
-    if state.position.started_from != started_from:
-        raise UserError(
-            f"{run.stage_folder(stage)}: began from another trained model than {run.best_model_path('train')} is now "
-            "(training went on since); remove that folder to fine-tune anew"
-        )
-    workers.first(lambda: _forget_what_comes_again(run, stage, state.position))
-    display.message(f"resuming {stage} at epoch {state.position.epoch}, update {state.position.step}")
 
 
 class _Stage:
@@ -254,7 +118,7 @@ class _Stage:
         self.device = next(state.model.parameters()).device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # since the last reading
         self.norm_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.saved_at = time.monotonic()
+        self.saved_at = self.told_at = time.monotonic()
 
     def run_to_the_end(self) -> None:
         if self.settings.keep_start and self.state.position.best_loss is None:
@@ -273,17 +137,18 @@ class _Stage:
         columns = self.columns.turned(self.seed, position.epoch) if train.partial_shuffle else self.columns
         self.state.model.train()
         self.state.share(self.workers)  # the same bits, though the workers' processors may round differently
+        self.tell_time()
         read_at = time.monotonic()
         # As the original, leave out a last segment of one prediction.
         while position.start < self.columns.length - 2:
-            began = time.monotonic()
             length = segment_length(self.seed, position.step, train.bptt, train.max_length_delta)
+            lr = self.rate()
             done = update(
                 self.state,
                 columns,
                 self.config,
                 seed=self.seed,
-                lr=self.rate(),
+                lr=lr,
                 length=length,
                 workers=self.workers,
             )
@@ -291,7 +156,6 @@ class _Stage:
             self.norm_sum += done.norm
             position.add_step(done.steps, done.steps * train.batch)
             now = time.monotonic()
-            position.elapsed_s += now - began
 
             record = position.step % RECORD_EVERY_STEPS == 0
             # What one worker's clock or signal asks for, all do after the same step.
@@ -301,15 +165,24 @@ class _Stage:
             if record or save or read or signal_number:
                 read_at = now
                 self.read_losses()
+                position.interval_s += self.tell_time()
                 self.recorder.progress(position, self.columns, self.settings.epochs)
             if record:
-                self.recorder.interval(position)
+                self.recorder.interval(position, lr)
                 position.start_interval()
             if save or signal_number:
                 self.save()
                 self.stop_if_asked(signal_number)
-            position.elapsed_s += time.monotonic() - now
+                self.tell_time()
         self.read_losses()
+        position.interval_s += self.tell_time()
+
+    def tell_time(self) -> float:
+        """The seconds since the last call, which the position then has too: it is told before it is written down."""
+        now = time.monotonic()
+        passed_s, self.told_at = now - self.told_at, now
+        self.state.position.elapsed_s += passed_s
+        return passed_s
 
     def rate(self) -> float:
         """Of the next update, if its segment has ``train.bptt`` steps."""
@@ -363,7 +236,6 @@ class _Stage:
     def validate(self) -> float:
         """Loss of the (averaged) weights on the validation text."""
         state = self.state
-        started = time.monotonic()
         with averaged_weights(state.average, state.model):
             evaluation = evaluate(
                 state.model,
@@ -373,9 +245,9 @@ class _Stage:
                 display=self.recorder.display,
                 workers=self.workers,
             )
-            state.position.elapsed_s += time.monotonic() - started
             if not math.isfinite(evaluation.loss_nats):  # by the last update, whose loss no other one has shown
                 self.workers.first(lambda: self.give_up("the validation loss is not a number"))
+            self.tell_time()
             self.recorder.validation(state.position, evaluation)
             if state.position.best_loss is None or evaluation.loss_nats < state.position.best_loss:
                 state.position.best_loss = evaluation.loss_nats
@@ -405,5 +277,6 @@ class _Stage:
         self.state.share(self.workers)  # the first one saves the hidden states of all
         if not self.state.is_finite():
             self.workers.first(lambda: self.give_up("a weight is not a number"))
+        self.tell_time()
         self.workers.first(lambda: self.state.save(self.run.stage_folder(self.stage)))
         self.saved_at = time.monotonic()

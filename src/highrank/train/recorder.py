@@ -36,13 +36,15 @@ class Recorder:
             task, done * columns.batch, epochs * columns.length * columns.batch, position.interval_mean
         )
 
-    def interval(self, position: Position) -> None:
-        """The figures since the last interval."""
+    def interval(self, position: Position, lr: float) -> None:
+        """The figures since the last interval; ``lr`` is the rate that its last update had by the schedule."""
         loss_nats = position.interval_mean
         figures = {
             "loss_nats": loss_nats,
             "perplexity": perplexity(loss_nats),
             "gradient_norm": position.interval_norm / position.interval_steps,
+            "lr": lr,
+            "tokens_per_s": round(position.interval_tokens / position.interval_s, 1),
         }
         self.workers.first(lambda: self._add(position, "interval", figures))
 

@@ -22,8 +22,8 @@ _AFTER_THE_PEAK: dict[str, Callable[[float], float]] = {
 
 
 def rate_share(schedule: str, warmup: float, done: float) -> float:
-    """The share of the peak at ``done`` (0 to 1) of the stage: up in a line over the first ``warmup``, then as the
-    ``schedule`` says: "constant", or "linear" or half a "cosine" down to zero at the end.
+    """The share of the peak at ``done`` (0 to 1) of the stage: up in a line from zero over the first ``warmup``, then
+    as the ``schedule`` says: "constant", or "linear" or half a "cosine" down to zero at the end.
 
     A long warm-up and a line down is the shape that Smith and Topin 2017 (arXiv 1708.07120) call 1cycle.
     """

@@ -1,39 +1,17 @@
 """The stages of a run, from a recipe to a best model: what ``highrank train`` and ``highrank finetune`` do."""
 
 import dataclasses
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import msgspec
-import torch
-from msgspec.structs import replace
 
 from highrank.data import Corpus, find_corpus, is_published, load_corpus
 from highrank.errors import UserError
-from highrank.files import is_free
 from highrank.progress import SILENT, Display
-from highrank.runs import STAGES, Config, RunFolder, at_work, parse_config
-from highrank.runs.config import changed_settings
-from highrank.runs.records import corpus_name, has_ended
-from highrank.train.loop import check_can_go_on, check_device, check_workers, train_stage, training_columns
-from highrank.workers import ALONE, Workers
+from highrank.runs import Config, RunFolder, at_work
+from highrank.runs.records import corpus_name
+from highrank.train.loop import train_stage
+from highrank.train.machine import Machine
 
-__all__ = ["Machine", "corpus_for", "corpus_of", "finetune", "open_or_create", "set_later_settings", "train"]
-
-STAGE_IN_WORDS = {"train": "training", "finetune": "fine-tuning"}
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how a stage runs: nothing here changes its result, but for the rounding of sums over workers."""
-
-    device: torch.device
-    checkpoint_every_s: float = 600.0
-    display: Display = SILENT
-    workers: Workers = ALONE
+__all__ = ["corpus_for", "corpus_of", "finetune", "train"]
 
 
 def corpus_for(config: Config, data: str | None, *, name: str | None = None, display: Display = SILENT) -> Corpus:
@@ -67,108 +45,6 @@ def corpus_of(run: RunFolder, data: str | None, *, display: Display = SILENT) ->
     return corpus
 
 
-def check_can_train(config: Config, corpus: Corpus, workers: int, device: torch.device | str) -> None:
-    """Raises UserError for a text that is too short, too many workers, or a device that cannot do what is asked for."""
-    training_columns(config, corpus)
-    check_workers(config, workers)
-    check_device(config, device)
-
-
-def open_or_create(
-    path: Path,
-    config: Config,
-    corpus: Corpus,
-    *,
-    resume: bool,
-    workers: int = 1,
-    device: torch.device | str = "cpu",
-    overrides: Sequence[str] | None = None,
-    notice: Callable[[str], None] = SILENT.message,
-) -> RunFolder:
-    """A new run folder, or with ``resume`` the one that is there, if it was made of the same configuration and text.
-
-    What may change on the way, logged and said to ``notice``: the rate and clipping of training, and the settings of
-    later stages; where ``overrides`` are given, which ``config`` has in it, only those that they name. Those of a stage
-    that has come to its end stay, and ``notice`` is told of others that were asked for.
-    """
-    check_can_train(config, corpus, workers, device)  # before anything is written
-    if not resume or is_free(path):
-        if resume:
-            notice(f"nothing to resume in {path}: starting")
-        return RunFolder.create(path, config, corpus.vocabulary, corpus)
-    run = RunFolder.open(path)
-    begun = run.config
-    if fixed := changed_settings(_with_what_may_change(begun, config), config):
-        changed = "; ".join(f"{name} = {old}, now {new}" for name, (old, new) in fixed.items())
-        raise UserError(
-            f"{path}: the run was started with other settings ({changed}); resume with the same, or start anew"
-        )
-    run.check_corpus(corpus)
-    check_can_go_on(run, "train")
-    if overrides is not None:
-        values = msgspec.to_builtins(begun)
-        asked = _with_what_may_change(begun, parse_config(values, source=str(path), overrides=overrides))
-        # Of a stage that has ended nothing can be changed, with --set or without.
-        ended = {stage: getattr(asked, stage) for stage in STAGES if has_ended(path, stage)}
-        if kept := changed_settings(asked, replace(config, **ended)):
-            stays = ", ".join(f"{name} stays {value} (the recipe has {other})" for name, (value, other) in kept.items())
-            notice(f"{stays}: --set changes what a run was started with")
-        config = asked
-    config = _with_settings_of_the_ended(run, config, notice)
-    # Not only where they differ: in the file of an earlier version defaults stand in for settings that it lacks.
-    if tomllib.loads((path / "config.toml").read_text(encoding="utf-8")) == msgspec.to_builtins(config):
-        return run
-    with at_work(path):
-        return run.change_config(config, notice=notice)
-
-
-def _with_what_may_change(begun: Config, config: Config) -> Config:
-    """``begun``, with the settings of ``config`` that may change while a run is under way."""
-    rate_and_clip = replace(begun.train, lr=config.train.lr, clip=config.train.clip)
-    return replace(begun, train=rate_and_clip, finetune=config.finetune, dynamic=config.dynamic)
-
-
-def _with_settings_of_the_ended(run: RunFolder, config: Config, notice: Callable[[str], None]) -> Config:
-    """``config``, but of stages that have come to their end the settings that they had: their figures were made so."""
-    for stage in STAGES:
-        kept = replace(config, **{stage: getattr(run.config, stage)})
-        if kept != config and has_ended(run.path, stage):
-            notice(_ended(stage, changed_settings(kept, config)))
-            config = kept
-    return config
-
-
-def _ended(stage: str, asked: Mapping[str, tuple[str, str]]) -> str:
-    """``asked``: by name of each setting the value that stays and the one asked for."""
-    stays = ", ".join(f"{name} stays {kept} (asked for: {other})" for name, (kept, other) in asked.items())
-    return f"{STAGE_IN_WORDS[stage]} has come to its end: {stays}"
-
-
-def set_later_settings(
-    run: RunFolder, overrides: Sequence[str], *, resume: bool = False, notice: Callable[[str], None] = SILENT.message
-) -> RunFolder:
-    """Change what ``finetune`` may still change of a trained run: the settings of fine-tuning and dynamic evaluation.
-
-    Raises UserError, and changes nothing, for other settings, and where fine-tuning has begun (without ``resume``) or
-    has come to its end.
-    """
-    begun = run.config
-    changed = parse_config(msgspec.to_builtins(begun), source=str(run.path), overrides=overrides)
-    if changed != replace(begun, finetune=changed.finetune, dynamic=changed.dynamic):
-        raise UserError(f"--set: a trained run can change [finetune] and [dynamic] only, got {' '.join(overrides)}")
-    _check_not_begun(run, resume)
-    if changed == begun:
-        return run
-    kept = replace(changed, finetune=begun.finetune)
-    if kept != changed and has_ended(run.path, "finetune"):
-        raise UserError(
-            f"{run.path}: {_ended('finetune', changed_settings(kept, changed))}; "
-            f"to fine-tune anew, remove {run.stage_folder('finetune')}"
-        )
-    with at_work(run.path):
-        return run.change_config(changed, notice=notice)
-
-
 def train(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
     """Train to the end. Returns and records the figures of the best model."""
     with at_work(run.path, machine.workers):
@@ -177,34 +53,17 @@ def train(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = Fa
 
 def finetune(run: RunFolder, corpus: Corpus, machine: Machine, *, resume: bool = False) -> dict[str, Any]:
     """Fine-tune the best trained model to the end. Returns and records the figures of the best model."""
-    machine.workers.first(lambda: _check_finetune(run, machine.display, resume))
+    machine.workers.first(lambda: _tell_of_the_training(run, machine.display))
     with at_work(run.path, machine.workers):
         return _stage(run, "finetune", corpus, machine, resume)
 
 
-def _check_not_begun(run: RunFolder, resume: bool) -> None:
-    folder = run.stage_folder("finetune")
-    if not resume and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"{folder}: exists already; go on with --resume, or remove it")
-
-
-def _check_finetune(run: RunFolder, display: Display, resume: bool) -> None:
-    _check_not_begun(run, resume)
-    before = run.results.get("train", {})
-    if run.best_model_path("train").exists() and run.metrics() and not before:
+def _tell_of_the_training(run: RunFolder, display: Display) -> None:
+    if run.best_model_path("train").exists() and run.metrics() and "train" not in run.results:
         display.message("training has not come to its end: fine-tuning its best model so far")
 
 
 def _stage(run: RunFolder, stage: str, corpus: Corpus, machine: Machine, resume: bool) -> dict[str, Any]:
-    figures = train_stage(
-        run,
-        stage,
-        corpus,
-        device=machine.device,
-        resume=resume,
-        checkpoint_every_s=machine.checkpoint_every_s,
-        display=machine.display,
-        workers=machine.workers,
-    )
+    figures = train_stage(run, stage, corpus, machine, resume=resume)
     machine.workers.first(lambda: run.add_result(stage, figures))
     return figures

@@ -17,20 +17,25 @@ from highrank.runs.checkpoint import Checkpoint, save_checkpoint
 from highrank.runs.tensors import model_tensors, put_model_tensors
 from highrank.train.averaging import WeightAverage
 from highrank.train.gradients import GradientSum
+from highrank.train.graphs import RecordedPasses
 from highrank.train.optimizer import make_optimizer
-from highrank.train.recorded import RecordedPasses
 from highrank.workers import Workers
 
 __all__ = ["Position", "StageState"]
+
+# Fields of a position that an earlier version did not save: it is resumed with their defaults.
+ADDED = frozenset({"interval_s", "lr"})
 
 
 @dataclass
 class Position:
     """Plain numbers of a stage. ``start`` is where the next segment begins; ``history`` the validation losses so far.
 
-    Sums of nats and counts of tokens: ``epoch_`` since the epoch began, ``interval_`` since the last record.
+    Sums of nats and counts of tokens: ``epoch_`` since the epoch began, ``interval_`` since the last record;
+    ``interval_s`` is the time of its updates alone, ``elapsed_s`` that of all the stage has done.
     ``averaged`` counts the weights that went into the average, and ``late_lr`` is the rate of the last step while
-    averaging (see ``StageState.step``). ``started_from`` is the hash of the model file that fine-tuning began with.
+    averaging (see ``StageState.step``), of a stage whose rate was set to ``lr``. ``started_from`` is the hash of the
+    model file that fine-tuning began with.
     """
 
     epoch: int = 1
@@ -39,6 +44,7 @@ class Position:
     averaging: bool = False
     averaged: Annotated[int, Meta(ge=0, le=2**53)] = 0
     late_lr: float | None = None
+    lr: float | None = None
     finished: bool = False
     best_loss: float | None = None
     best_epoch: int = 0
@@ -49,6 +55,7 @@ class Position:
     interval_tokens: int = 0
     interval_steps: int = 0
     interval_norm: float = 0.0
+    interval_s: float = 0.0
     elapsed_s: float = 0.0
     started_from: str = ""
 
@@ -71,6 +78,7 @@ class Position:
 
     def start_interval(self) -> None:
         self.interval_loss, self.interval_tokens, self.interval_steps, self.interval_norm = 0.0, 0, 0, 0.0
+        self.interval_s = 0.0
 
     def start_epoch(self) -> None:
         self.epoch += 1
@@ -141,7 +149,8 @@ class StageState:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         saved = checkpoint.state.get("position", {})
-        if not isinstance(saved, dict) or set(saved) != {item.name for item in fields(Position)}:
+        known = {item.name for item in fields(Position)}
+        if not isinstance(saved, dict) or not known - ADDED <= saved.keys() <= known:
             raise UserError(f"{checkpoint.path}: written by another version of highrank; it cannot be resumed")
         try:
             position = msgspec.convert(saved, Position)

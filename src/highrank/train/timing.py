@@ -8,7 +8,7 @@ import torch
 from highrank.data import Corpus
 from highrank.progress import SILENT, Display
 from highrank.runs import Config, build_model
-from highrank.train.loop import training_columns
+from highrank.train.checks import training_columns
 from highrank.train.state import StageState
 from highrank.train.update import update
 

@@ -19,8 +19,8 @@ from benchmarks.processes import RECIPE
 from highrank.data import load_corpus
 from highrank.data.batches import Columns
 from highrank.runs import build_model, read_config
-from highrank.train import StageState, recorded, update
-from highrank.train.recorded import RecordedPasses
+from highrank.train import StageState, graphs, update
+from highrank.train.graphs import RecordedPasses
 
 LENGTHS = [16, 12, 16, 16, 12, 9, 12, 16, 9, 9, 16, 12]
 
@@ -50,7 +50,7 @@ def tensors(of: Any) -> list[Tensor]:
 
 
 def on_tape(passes: Callable[[], None], generators: Sequence[torch.Generator], *, of: list[RecordedPasses]) -> Any:
-    """A recorder. Recording a CUDA graph computes nothing, so here all memory that outlives it is put back."""
+    """A capture. Recording a CUDA graph computes nothing, so here all memory that outlives it is put back."""
     outliving = [*of[0]._gradients, *tensors(of[0]._state)]
     before = [tensor.clone() for tensor in outliving], [generator.get_state() for generator in generators]
     with Tape() as tape:
@@ -109,7 +109,7 @@ def test_the_first_of_each_length_and_what_is_too_many_come_as_they_are(
     small_text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, _ = updated(small_text, [], record=False)
-    monkeypatch.setattr(recorded, "MOST_RECORDED", 2)
+    monkeypatch.setattr(graphs, "MOST_RECORDED", 2)
     found, state = updated(small_text, [], record=True)
     assert found == plain
     assert state.recorded is not None

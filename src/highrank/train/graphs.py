@@ -21,7 +21,7 @@ __all__ = ["RecordedPasses"]
 
 MOST_RECORDED = 128  # lengths; 20,000 updates of the paper's Penn Treebank recipe have 68
 
-Recorder = Callable[[Callable[[], None], Sequence[torch.Generator]], Callable[[], object]]
+Capture = Callable[[Callable[[], None], Sequence[torch.Generator]], Callable[[], object]]
 
 
 class _Recording(NamedTuple):
@@ -33,13 +33,13 @@ class _Recording(NamedTuple):
 class RecordedPasses:
     """Passes of ``model``: the first one of each length as it comes, all later ones by a recording.
 
-    ``recorder`` is given what is to be recorded and the generators that it draws from, and returns what replays it.
+    ``capture`` is given what is to be recorded and the generators that it draws from, and returns what replays it.
     All recordings share the carried state and the gradients; the gradients that an update finds are those of one pass.
     """
 
-    def __init__(self, model: LanguageModel, config: Config, recorder: Recorder | None = None) -> None:
+    def __init__(self, model: LanguageModel, config: Config, capture: Capture | None = None) -> None:
         self._model, self._config = model, config
-        self._recorder = recorder or _CudaGraphs(next(model.parameters()).device)
+        self._capture = capture or _CudaGraphs(next(model.parameters()).device)
         self._seen: set[int] = set()
         self._recordings: dict[int, _Recording] = {}
         self._parameters = list(model.parameters())
@@ -83,7 +83,7 @@ class RecordedPasses:
         self._give_gradients()
         dropouts = (module for module in self._model.modules() if isinstance(module, Dropout) and module.active)
         generators = [dropout.generator for dropout in dropouts if dropout.generator is not None]
-        return _Recording(self._recorder(passes, generators), own, loss_sum)
+        return _Recording(self._capture(passes, generators), own, loss_sum)
 
     def _give_gradients(self) -> None:
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
@@ -91,7 +91,7 @@ class RecordedPasses:
 
 
 class _CudaGraphs:
-    """A recorder. All recordings take the memory of one pool for what lives within a pass: only one runs at a time.
+    """A capture. All recordings take the memory of one pool for what lives within a pass: only one runs at a time.
 
     Their stream is their own, since PyTorch's for all graphs of a process is of whatever device was current first.
     """
