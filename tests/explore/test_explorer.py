@@ -141,7 +141,7 @@ def test_a_text_without_words_is_refused(explorer: Explorer, text: str) -> None:
 
 def test_a_lost_loss_is_said_and_leaves_the_trained_weights(make_explorer: MakeExplorer) -> None:
     made = make_explorer("dynamic.lr=1e38")
-    with pytest.raises(UserError, match="dynamic.lr"):
+    with pytest.raises(UserError, match=r"dynamic\.lr"):
         made.adapt("a", TEXT)
     assert made.adapted("a") is None
     assert all(parameter.isfinite().all() for parameter in made.model.parameters())
