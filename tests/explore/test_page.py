@@ -249,7 +249,7 @@ def test_a_run_that_is_not_trained_is_refused(trained: Path, tmp_path: Path) -> 
 
 
 def test_no_gradio_is_said(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "gradio.py").write_text("raise ImportError('no gradio')")
+    (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError('no gradio', name='gradio')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
     assert "pip install 'highrank[explore]'" in refused(str(trained))
 

@@ -8,6 +8,7 @@ import torch
 from highrank.data import Corpus
 from highrank.data.batches import segment_length
 from highrank.ops import LossOptions
+from highrank.ops.chunked import STRIP_BYTES
 from highrank.random import derived_seed
 from highrank.runs.build import build_model
 from highrank.runs.config import Config, TrainSection
@@ -69,8 +70,10 @@ def _step_bytes(config: Config, vocab_size: int, parameters: int) -> int:
         needed += round(LSTM_NUMBERS * tokens * width) + dropped
         layers.append((needed, 4 * width * (before + width), 4 * width * max(before, width)))
     contexts = tokens * components * model.embedding_features
-    if train.past_decode:  # p, its logarithm, and the gradients of both; or the walk back, block by block
-        predicted, blocks = tokens * vocab_size, 2 * logits + (logits // softmaxes if softmaxes > 1 else 0)
+    if train.past_decode:  # p, its logarithm, and the gradients of both; or the walk back, a block in strips
+        predicted = tokens * vocab_size
+        strip = min(logits, max(STRIP_BYTES // FLOAT_BYTES, softmaxes * vocab_size))
+        blocks = logits + strip + 2 * strip // softmaxes
         peaks = [needed + 2 * contexts + 2 * embedding + 2 * predicted + max(2 * predicted, blocks)]
     else:  # of a context: after tanh, after dropout, and its gradient
         peaks = [needed + 3 * contexts + embedding + logits]
