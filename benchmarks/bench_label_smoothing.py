@@ -1,6 +1,8 @@
 """What do smoothed labels cost, beside plain ones, the same from all log-probabilities, and the textbook's formula?"""
 
 import argparse
+import math
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +12,13 @@ from torch.nn import functional as F
 
 from benchmarks.bench_loss_memory import working_bytes
 from benchmarks.bench_loss_speed import forward_and_backward
-from benchmarks.harness import in_turn, save, summary
+from benchmarks.harness import attempt, in_turn, save, summary
 from benchmarks.losses import Case, Loss, Size, add_sizes, make_case, sizes
 from benchmarks.textbook import mixture_log_prob as textbook_log_prob
 from highrank import mixture_cross_entropy, mixture_log_prob
 
 SMOOTHING = 0.1
+OURS = {"plain labels", "label_smoothing", "mixture_log_prob"}
 
 
 def ours(case: Case, label_smoothing: float) -> Tensor:
@@ -54,7 +57,7 @@ def losses(size: Size) -> dict[str, Loss]:
     return found
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
@@ -63,25 +66,28 @@ def main() -> None:
     results = {}
     for name, size in sizes(parser, arguments.sizes, arguments.device).items():
         case = make_case(size, device=arguments.device)
-        calls, working, failed = {}, {}, []
+        calls, working, failed = {}, {}, {}
         for each, loss in losses(size).items():
-            try:
-                working[each] = working_bytes(loss, case)
+            working[each], why = attempt(partial(working_bytes, loss, case))
+            if why is None:
                 calls[each] = partial(forward_and_backward, loss, case)
-            except torch.OutOfMemoryError:  # a result, not a reason to stop
-                failed.append(each)
-                for leaf in case.leaves:
-                    leaf.grad = None
-                torch.cuda.empty_cache()
-        times = {each: summary(seconds) for each, seconds in in_turn(calls, arguments.repeats).items()}
-        results[name] = {"size": vars(size), "times": times, "working_bytes": working, "out_of_memory": failed}
+            else:
+                failed[each] = why
+        of_calls = in_turn(calls, arguments.repeats, failed=failed)
+        times = {each: summary(seconds) for each, seconds in of_calls.items()}
+        results[name] = {"size": vars(size), "times": times, "working_bytes": working, "failed": failed}
         print(f"\n{name}: N={size.tokens} K={size.components} D={size.features} V={size.classes:,}")
+        plain_s = times.get("plain labels", {}).get("median_s", math.nan)
         for each, found in times.items():
-            ratio = found["median_s"] / times["plain labels"]["median_s"]
+            ratio = found["median_s"] / plain_s
             print(f"  {each:24} {found['median_s']:8.3f} s  {ratio:5.2f} of plain  {working[each] / 2**20:8,.0f} MiB")
-    result = {"label_smoothing": SMOOTHING, "repeats": arguments.repeats, "results": results}
-    print(f"\n-> {save(f'{Path(__file__).stem}.{arguments.device}', result)}")
+        for each, why in failed.items():
+            print(f"  {each:24} {why}")
+        result = {"label_smoothing": SMOOTHING, "repeats": arguments.repeats, "results": results}
+        path = save(f"{Path(__file__).stem}.{arguments.device}", result)  # after each: what comes may take it along
+    print(f"\n-> {path}")
+    return 1 if any(OURS & found["failed"].keys() for found in results.values()) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

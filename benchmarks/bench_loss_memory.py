@@ -1,14 +1,16 @@
 """How much memory do the loss and its gradients take beyond the inputs and the gradients themselves?"""
 
 import argparse
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.bench_loss_speed import forward_and_backward
-from benchmarks.harness import memory_of, save
-from benchmarks.losses import Case, Loss, Size, add_sizes, candidates, make_case, sizes
+from benchmarks.harness import attempt, memory_of, save
+from benchmarks.losses import Case, Loss, Size, add_sizes, candidates, make_case, ours_failed, sizes
 
 
 def working_bytes(loss: Loss, case: Case) -> int:
@@ -31,17 +33,11 @@ def working_bytes(loss: Loss, case: Case) -> int:
 
 
 def measure(size: Size, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    found: dict[str, int | str | None] = {}
     case = make_case(size, dtype, device)
-    for name, loss in candidates(size, device).items():
-        try:
-            found[name] = working_bytes(loss, case)
-        except Exception as error:  # a result, not a reason to stop
-            why = "out of memory" if isinstance(error, torch.OutOfMemoryError) else type(error).__name__
-            found[name] = f"{why}: {str(error).partition(chr(10))[0]}"
-            for leaf in case.leaves:
-                leaf.grad = None
-            torch.cuda.empty_cache()
+    for name, loss in candidates(size, device, dtype).items():
+        used, why = attempt(partial(working_bytes, loss, case))
+        found[name] = used if why is None else why
     return {
         "size": vars(size),
         "dtype": str(dtype).removeprefix("torch."),
@@ -51,7 +47,7 @@ def measure(size: Size, dtype: torch.dtype, device: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add_sizes(parser)
@@ -68,9 +64,12 @@ def main() -> None:
             )
             for candidate, used in result["working_bytes"].items():
                 print(f"  {candidate:30} {used if isinstance(used, str) else f'{used / mib:10,.0f} MiB'}")
-    path = save(f"{Path(__file__).stem}.{arguments.device}", {"results": results})
+            # After each: what comes may take it along.
+            path = save(f"{Path(__file__).stem}.{arguments.device}", {"results": results})
     print(f"\n-> {path}")
+    failed = [name for found in results.values() for name, used in found["working_bytes"].items() if type(used) is str]
+    return 1 if ours_failed(failed) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.bench_lstm_precision import rounded
 from benchmarks.bench_short_lstm import Size, layer, torchs
-from benchmarks.harness import Worker, in_turn, save, summary
+from benchmarks.harness import Worker, attempt, in_turn, save, summary
 from highrank.models.persistent_lstm import cannot_run, persistent_lstm
 
 # (steps, batch, in, out): the layers of penn and wikitext-2, and those of penn with the longest and a short segment.
@@ -73,16 +73,6 @@ def many(once: Callable[[], object]) -> None:
         once()
 
 
-def failure(call: Callable[[], object]) -> str | None:
-    """What a launch that nothing has compiled before may come to: too much shared memory, too many registers."""
-    try:
-        call()
-        torch.cuda.synchronize()
-        return None
-    except Exception as error:  # Triton's are of no common kind; each is a result
-        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
@@ -92,8 +82,8 @@ def main() -> None:
     if device.type != "cuda" or not torch.cuda.is_available():
         parser.error(f"--device: expected a CUDA device that is here, got {device}")
     # Programs that wait for one another for ever would hold this process too.
-    first = Worker(partial(make_layer, arguments.device))
-    if (why := first.failure(FIRST_CALL_S)) is not None:
+    first = Worker(partial(make_layer, arguments.device), within_s=FIRST_CALL_S)
+    if (why := attempt(first)[1]) is not None:
         parser.exit(1, f"a layer by the persistent kernels: {why}\n")
     first.close()
     from highrank.models.persistent_lstm_kernels import LAUNCHES  # needs Triton, as the process above has shown
@@ -102,9 +92,8 @@ def main() -> None:
     for size in SIZES:
         runs = {"cuDNN float32 (TF32)": torchs, "cuDNN bfloat16": rounded} | with_each_launch(device, size, LAUNCHES)
         calls = {name: partial(many, layer(run, *size, device=arguments.device)) for name, run in runs.items()}
-        failed = {name: why for name, call in calls.items() if (why := failure(call)) is not None}
-        calls = {name: call for name, call in calls.items() if name not in failed}
-        of_calls = in_turn(calls, arguments.repeats, warm_up=2)
+        failed: dict[str, str] = {}  # too much shared memory, too many registers
+        of_calls = in_turn(calls, arguments.repeats, warm_up=3, failed=failed)
         times = {name: summary([each / LAYERS_A_CALL for each in seconds]) for name, seconds in of_calls.items()}
         base = times.get("cuDNN bfloat16")  # which may have failed, too
         faster = {} if base is None else {name: base["median_s"] / found["median_s"] for name, found in times.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.harness import LARGE_PAGES, Worker, environments, in_turn, peak_rss_bytes, save, summary
+from benchmarks.harness import LARGE_PAGES, Worker, attempt, environments, in_turn, peak_rss_bytes, save, summary
 from benchmarks.textbook import TextbookModel, accumulated_step, textbook_model
 from highrank.data import find_corpus, load_corpus
 from highrank.data.batches import Columns
@@ -25,7 +25,8 @@ Step = Callable[[], Tensor]
 
 # A call on a GPU is several steps, which the host asks for without waiting, as the training loop does.
 STEPS_A_CALL = {"cpu": 1, "cuda": 30}
-FIRST_CALL_S = 180.0  # on a GPU, which compiles
+# The first call compiles. What fails, or waits for ever, must not take the others' figures with it.
+WITHIN_S = {"cpu": None, "cuda": 180.0}
 
 # By name, with what each changes in the recipe. One softmax is the same model without the mixture: what that costs.
 OURS = {
@@ -34,9 +35,11 @@ OURS = {
     "highrank, one softmax": ("model.head=softmax",),
     "highrank, one softmax, bfloat16": ("model.head=softmax", "train.precision=bfloat16"),
 }
-# On a GPU: kernels of ours for the recurrence, and updates recorded once a length.
+# On a GPU everything, the textbook too, takes the whole batch in one pass, as recorded updates must.
+IN_ALL = {"cpu": (), "cuda": ("train.micro_batch=0",)}
+# There: kernels of ours for the recurrence, and updates recorded once a length.
 PERSISTENT = ("train.precision=bfloat16", "train.recurrence=triton")
-RECORDED = ("train.micro_batch=0", "train.cuda_graphs=true")
+RECORDED = ("train.cuda_graphs=true",)
 OURS_ON_A_GPU = {
     "highrank, recorded": RECORDED,
     "highrank, bfloat16, recorded": ("train.precision=bfloat16", *RECORDED),
@@ -112,7 +115,8 @@ def textbook_step(model: TextbookModel, config: Config, columns: Columns, *, aut
 def make_step(candidate: str, recipe: str, data: str | None, device: str = "cpu") -> Callable[[], float]:
     """What takes ``STEPS_A_CALL`` steps and returns the last one's loss; ``candidate``: one of ours, or a textbook."""
     ours = OURS | OURS_ON_A_CPU | OURS_ON_A_GPU
-    config = read_config(find_recipe(recipe), overrides=ours.get(candidate, ()))
+    on = torch.device(device).type
+    config = read_config(find_recipe(recipe), overrides=(*IN_ALL[on], *ours.get(candidate, ())))
     corpus = load_corpus(find_corpus(config.data.corpus, data))
     columns = Columns(corpus.tokens["train"], config.train.batch)
     torch.manual_seed(config.train.seed)
@@ -124,7 +128,7 @@ def make_step(candidate: str, recipe: str, data: str | None, device: str = "cpu"
         step = textbook_step(model, config, columns, autocast=candidate == TEXTBOOK_AUTOCAST)
 
     def steps() -> float:
-        losses = [step() for _ in range(STEPS_A_CALL[torch.device(device).type])]
+        losses = [step() for _ in range(STEPS_A_CALL[on])]
         return losses[-1].item()
 
     return steps
@@ -155,25 +159,33 @@ def main() -> int:
     else:
         of_each |= {TEXTBOOK_AUTOCAST: as_it_comes}
     workers = {
-        name: Worker(partial(make_step, name, arguments.recipe, arguments.data, arguments.device), environment)
+        name: Worker(
+            partial(make_step, name, arguments.recipe, arguments.data, arguments.device),
+            environment,
+            within_s=WITHIN_S[on],
+        )
         for name, environment in of_each.items()
     }
-    # On a GPU what fails by itself, or waits for ever, must not take the others' figures with it.
-    failed = {name: worker.failure(FIRST_CALL_S) for name, worker in workers.items()} if on == "cuda" else {}
-    failed = {name: why for name, why in failed.items() if why is not None}
-    workers = {name: worker for name, worker in workers.items() if name not in failed}
-    mixtures = [name for name in mixtures if name in workers]
     losses: dict[str, list[float]] = {name: [] for name in workers}
     steps = {name: partial(keep_loss, worker, losses[name]) for name, worker in workers.items()}
-    of_calls = in_turn(steps, arguments.repeats, warm_up=2)
+    failed: dict[str, str] = {}
+    of_calls = in_turn(steps, arguments.repeats, warm_up=2, failed=failed)
+    peaks = {}
+    for name in of_calls:
+        peak, why = attempt(workers[name].close)
+        if peak is None:
+            failed[name] = why
+        else:
+            peaks[name] = peak
     steps_a_call = STEPS_A_CALL[on]
-    times = {name: summary([each / steps_a_call for each in seconds]) for name, seconds in of_calls.items()}
-    peaks = {name: worker.close() for name, worker in workers.items()}
+    times = {name: summary([each / steps_a_call for each in of_calls[name]]) for name in peaks}
+    mixtures = [name for name in mixtures if name in times]
     result = {
         "recipe": arguments.recipe,
         "device": arguments.device,
         "repeats": arguments.repeats,
         "steps_a_repeat": steps_a_call,
+        "settings": IN_ALL[on],
         "environment": alone,
         "failed": failed,
         "step": times,
@@ -181,7 +193,11 @@ def main() -> int:
         "peak_bytes": peaks,
         "idle_rss_bytes": peak_rss_bytes(make_nothing),
         "times_faster": {
-            name: {other: times[other]["median_s"] / times[name]["median_s"] for other in times if other not in ours}
+            name: {
+                other: times[other]["median_s"] / times[name]["median_s"]
+                for other in times
+                if other not in ours and (other != TEXTBOOK_AUTOCAST or "bfloat16" in name)
+            }
             for name in mixtures
         },
         "share_of_memory": {name: peaks[name] / peaks[TEXTBOOK] for name in mixtures if TEXTBOOK in peaks},
@@ -195,7 +211,7 @@ def main() -> int:
     path = save(f"{Path(__file__).stem}.{Path(arguments.recipe).stem}.{arguments.device}", result)
     for name, why in failed.items():
         print(f"{name:54} failed: {why}")
-    for name in workers:
+    for name in times:
         print(f"{name:54} {1e3 * times[name]['median_s']:,.1f} ms a step, peak {peaks[name] / 2**20:,.0f} MiB")
     for name in result["share_of_memory"]:
         ratios = ", ".join(

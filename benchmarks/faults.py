@@ -27,7 +27,6 @@ from benchmarks.processes import (
     expect,
     here,
     kill,
-    make_text,
     newest_checkpoint,
     one_line,
     start,
@@ -36,6 +35,8 @@ from benchmarks.processes import (
     wait_until,
 )
 from benchmarks.same_bits import Comparison, checksums, damaged_files
+from benchmarks.small_text import write_small_text
+from highrank.data.kjv import build_kjv
 from highrank.files import leftovers
 from highrank.runs import latest_checkpoint
 from highrank.runs.checkpoint import checkpoint_folders
@@ -223,7 +224,8 @@ def main() -> int:
     }
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="highrank-faults-") as folder:
-        setting = Setting.make(make_text(Path(folder)), Path(folder))
+        text = write_small_text(build_kjv(Path(folder) / "kjv"), Path(folder) / "text")
+        setting = Setting.make(text, Path(folder))
         for name, cause in faults.items():
             began = time.monotonic()
             try:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ __all__ = [
     "Environment",
     "Memory",
     "Worker",
+    "WorkerError",
+    "attempt",
     "code_commit",
     "environments",
     "in_turn",
@@ -44,6 +46,8 @@ __all__ = [
 FOLDER = Path(__file__).parent
 RESULTS = Path(os.environ.get("HIGHRANK_RESULTS") or FOLDER / "results")
 
+Result = TypeVar("Result")
+
 MADE = "made"  # what a worker says before its first call
 
 Environment = Mapping[str, str | None]  # variables of a process; None: not set
@@ -58,21 +62,44 @@ def in_turn(
     *,
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    failed: dict[str, str] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each call. The candidates run one after the other in every round, so that a busy minute hits all.
 
-    ``clock``: ``time.process_time`` counts what this process computes, whatever else the machine does.
+    ``clock``: ``time.process_time`` counts what this process computes, whatever else the machine does. ``failed``: a
+    candidate that fails takes no further part, and why is written there; without it, the error is raised.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(warm_up + repeats):
-        for name, call in candidates.items():
+        for name in list(times):
             began = clock()
-            call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            if failed is None:
+                _finish(candidates[name])
+            elif (why := attempt(candidates[name])[1]) is not None:
+                failed[name] = why
+                del times[name]
+                continue
             if round_number >= warm_up:
                 times[name].append(clock() - began)
     return times
+
+
+def attempt(call: Callable[[], Result]) -> tuple[Result | None, str | None]:
+    """What a call returns; or, in a line, why it fails: too little memory, or a kernel that does not compile, is a
+    result too."""
+    try:
+        return _finish(call), None
+    except Exception as error:  # Triton's are of no common kind
+        why = ": ".join(filter(None, (type(error).__name__, str(error).partition("\n")[0])))
+    torch.cuda.empty_cache()  # now that the error no longer holds what was computed
+    return None, why
+
+
+def _finish(call: Callable[[], Result]) -> Result:
+    result = call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
@@ -109,13 +136,25 @@ def memory_of(call: Callable[[], object]) -> Memory:
     return Memory(peak, largest)
 
 
+class WorkerError(Exception):
+    """The process of a worker has ended, or took too long and was killed."""
+
+
 class Worker:
     """A process of its own for one candidate: called again and again, with its own environment and peak memory.
 
-    ``make`` (picklable) is called there and returns what is called for each measurement.
+    ``make`` (picklable) is called there and returns what is called for each measurement. A call raises WorkerError
+    where the process has died, or takes more than ``within_s`` (None: may take for ever), once all is loaded, which
+    may take as long.
     """
 
-    def __init__(self, make: Callable[[], Callable[[], object]], environment: Environment | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Callable[[], object]],
+        environment: Environment | None = None,
+        *,
+        within_s: float | None = None,
+    ) -> None:
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
         # A daemon: else an error here would wait for ever for processes that wait for this one.
@@ -123,41 +162,36 @@ class Worker:
         with _environment(environment or {}):
             self._process.start()
         theirs.close()
+        self._within_s = within_s
         self._is_made = False
 
-    def _wait_until_made(self) -> None:
-        if not self._is_made:
-            if (found := self._connection.recv()) != MADE:
-                sys.exit(str(found))  # what its user can mend: a folder that is not there
-            self._is_made = True
-
     def __call__(self) -> Any:
-        self._wait_until_made()
-        self._connection.send("call")
-        return self._connection.recv()
-
-    def failure(self, within_s: float) -> str | None:
-        """A first call, once all is loaded: why it fails, in a few words, or None. What takes longer is killed."""
-        try:
-            self._wait_until_made()
-            self._connection.send("call")
-            if self._connection.poll(within_s):
-                self._connection.recv()
-                return None
-            self._process.kill()
-            return f"not done after {within_s:.0f} s"
-        except (EOFError, OSError):  # its own words are on standard error
-            self._process.join()
-            return f"its process ended with {self._process.exitcode}"
+        return self._ask("call")
 
     def close(self) -> int:
         """Ends the process; returns the largest resident size that it had (Linux), or, if it used a GPU, the most that
         PyTorch had taken there, recorded passes and what is free within it included; in bytes."""
-        self._wait_until_made()
-        self._connection.send("close")
-        peak = int(self._connection.recv())
+        peak = int(self._ask("close"))
         self._process.join()
         return peak
+
+    def _ask(self, what: str) -> Any:
+        try:
+            if not self._is_made:
+                if (found := self._answer()) != MADE:
+                    sys.exit(str(found))  # what its user can mend: a folder that is not there
+                self._is_made = True
+            self._connection.send(what)
+            return self._answer()
+        except (EOFError, OSError):  # its own words are on standard error
+            self._process.join()
+            raise WorkerError(f"its process ended with {self._process.exitcode}") from None
+
+    def _answer(self) -> Any:
+        if not self._connection.poll(self._within_s):
+            self._process.kill()
+            raise WorkerError(f"not done after {self._within_s:.0f} s")
+        return self._connection.recv()
 
 
 def _serve(make: Callable[[], Callable[[], object]], connection: Any) -> None:

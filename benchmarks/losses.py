@@ -6,7 +6,7 @@ A candidate takes a ``Case`` and returns a scalar; the sizes are named after wha
 import argparse
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import MappingProxyType
@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from benchmarks.textbook import mixture_log_prob
 from highrank import LossOptions, mixture_cross_entropy
 from highrank.ops import IMPLEMENTATIONS, triton
+from highrank.ops.chunked import block_buffer, new_gradients
+from highrank.ops.walk import Needs
 
 __all__ = [
     "CPU_SIZES",
@@ -30,6 +32,7 @@ __all__ = [
     "candidates",
     "default_of_ours",
     "make_case",
+    "ours_failed",
     "products",
     "size",
     "sizes",
@@ -138,7 +141,9 @@ def make_case(size: Size, dtype: torch.dtype = torch.float32, device: str = "cpu
 Loss = Callable[[Case], Tensor]
 
 
-def candidates(size: Size, device: str, *, compiled: bool = False) -> dict[str, Loss]:
+def candidates(
+    size: Size, device: str, dtype: torch.dtype = torch.float32, *, compiled: bool = False
+) -> dict[str, Loss]:
     """By name. Losses of one softmax where there is one; those of other libraries where they are installed."""
     found: dict[str, Loss] = {
         f"highrank {name}": ours(name)
@@ -153,17 +158,24 @@ def candidates(size: Size, device: str, *, compiled: bool = False) -> dict[str, 
     found["textbook"] = textbook
     if compiled:
         found["textbook, torch.compile"] = torch.compile(textbook)
-    if device != "cpu":
-        found["textbook, bfloat16 autocast"] = textbook_autocast
+    if dtype == torch.float32:
+        found["highrank, bfloat16 autocast"] = autocast(ours("auto"))
+        found["textbook, bfloat16 autocast"] = autocast(textbook)
     if size.components == 1:
         found |= _one_softmax(device)
     return found
 
 
-def default_of_ours(names: Iterable[str]) -> str | None:
-    """Which of these candidates is what ``implementation="auto"`` takes; the others of ours are no results of ours."""
-    there = set(names)
-    return next((name for name in ("highrank triton", "highrank chunked") if name in there), None)
+def default_of_ours(names: Collection[str], device: str) -> str | None:
+    """Which of these candidates, that work, is what ``implementation="auto"`` comes to on that device; the others of
+    ours are no results of ours."""
+    order = ("highrank chunked",) if device == "cpu" else ("highrank triton", "highrank chunked")
+    return next((name for name in order if name in names), None)
+
+
+def ours_failed(failed: Iterable[str]) -> bool:
+    """Others may: a baseline that runs out of memory is a result."""
+    return any(name.startswith("highrank") for name in failed)
 
 
 def ours(implementation: str, options: LossOptions | None = None) -> Loss:
@@ -180,9 +192,12 @@ def textbook(case: Case) -> Tensor:
     return F.nll_loss(mixture_log_prob(*case.leaves), case.target)
 
 
-def textbook_autocast(case: Case) -> Tensor:
-    with torch.autocast(case.context.device.type, torch.bfloat16):
-        return textbook(case)
+def autocast(loss: Loss) -> Loss:
+    def call(case: Case) -> Tensor:
+        with torch.autocast(case.context.device.type, torch.bfloat16):
+            return loss(case)
+
+    return call
 
 
 def _one_softmax(device: str) -> dict[str, Loss]:
@@ -217,18 +232,19 @@ def _one_softmax(device: str) -> dict[str, Loss]:
     return found
 
 
-def products(case: Case, rows: int | None = None) -> Callable[[], object]:
-    """The floor: the three matrix products and nothing else, ``rows`` rows at a time, into memory that is there."""
-    context, weight = case.context.detach().flatten(0, 1), case.weight.detach()
-    rows = min(rows or len(context), len(context))
-    logits = context.new_empty((rows, len(weight)))
-    grad_context, grad_weight = torch.empty_like(context), torch.zeros_like(weight)
+def products(case: Case) -> Callable[[], object]:
+    """The floor: the three matrix products and nothing else, in the blocks of ``chunked``, whose rows are padded, into
+    memory that is there."""
+    context, weight = case.context.detach(), case.weight.detach()
+    logits = block_buffer(context, weight, LossOptions().settings(context, weight))[:, : len(weight)]
+    grads = new_gradients(context, weight, Needs(True, False, True, False), weight.dtype)
+    context, grad_context, grad_weight = context.flatten(0, 1), grads.context.flatten(0, 1), grads.weight
 
     def call() -> None:
-        for start in range(0, len(context), rows):
-            part = context[start : start + rows]
+        for start in range(0, len(context), len(logits)):
+            part = context[start : start + len(logits)]
             block = torch.mm(part, weight.t(), out=logits[: len(part)])
-            torch.mm(block, weight, out=grad_context[start : start + rows])
-            grad_weight.addmm_(block.t(), part)
+            torch.mm(block, weight, out=grad_context[start : start + len(part)])
+            torch.addmm(grad_weight, block.t(), part, beta=int(start > 0), out=grad_weight)
 
     return call

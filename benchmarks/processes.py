@@ -27,7 +27,6 @@ __all__ = [
     "finish",
     "here",
     "kill",
-    "make_text",
     "newest_checkpoint",
     "one_line",
     "start",
@@ -37,7 +36,6 @@ __all__ = [
 ]
 
 RECIPE = Path(__file__).parent.parent / "tests" / "train" / "tiny.toml"
-VERSES = {"train": 120, "valid": 40, "test": 40}
 
 
 class Done(NamedTuple):
@@ -151,15 +149,3 @@ class Setting:
             shutil.rmtree(checkpoint_folders(run / "train")[0])
             (run / "results.json").unlink()
         return run
-
-
-def make_text(folder: Path) -> Path:
-    """Some verses of the embedded corpus: real text of a size that trains in seconds."""
-    from highrank.data.kjv import build_kjv
-
-    whole, part = build_kjv(folder / "kjv"), folder / "text"
-    part.mkdir()
-    for split, verses in VERSES.items():
-        lines = (whole / f"{split}.txt").read_text(encoding="utf-8").splitlines(keepends=True)[:verses]
-        (part / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
-    return part

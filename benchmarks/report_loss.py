@@ -45,12 +45,15 @@ def where(found: dict[str, Any]) -> str:
 def speed(device: str, found: dict[str, Any]) -> list[str]:
     lines = [f"## Time on a {DEVICES[device]}: {processor(found)}", "", f"Forward and backward. {where(found)}.", ""]
     for name, result in found["results"].items():
-        size, rates = result["size"], result["operations_per_s"]
+        size, rates, ours = result["size"], result["operations_per_s"], default_of_ours(result["times"], device)
+        least = f"the three products would take {1000 * result['operations'] / rates['large product']:,.0f} ms."
+        share = f"at the rate of the machine's large product {least}"
+        if ours:
+            percent = f"{100 * result['share_of_large_product']:.0f}%"
+            share = f"{ours} runs at {percent} of the rate of the machine's large product, at which {least}"
         lines += [
             f"**{name.partition('.')[0]}**, {result['dtype']}: N = {size['tokens']:,}, K = {size['components']}, "
-            f"D = {size['features']}, V = {size['classes']:,}. {default_of_ours(result['times'])} runs at "
-            f"{100 * result['share_of_large_product']:.0f}% of the rate of the machine's large product, at which the "
-            f"three products would take {1000 * result['operations'] / rates['large product']:,.0f} ms.",
+            f"D = {size['features']}, V = {size['classes']:,}. {share}",
             "",
         ]
         rows = []
@@ -67,14 +70,17 @@ def speed(device: str, found: dict[str, Any]) -> list[str]:
             )
         rows += [[candidate, why, "", "", ""] for candidate, why in result["failed"].items()]
         lines += table(["", "ms", "p20 - p80", "GFLOP/s", "time / ours"], rows)
-    across = found["bfloat16_times_faster"]
-    if across:
+    # By inputs in bfloat16 in older files, whose textbook's are in float32.
+    ways = {"bfloat16_times_faster": "highrank in bfloat16", "autocast_times_faster": "highrank under autocast"}
+    for key, ours in ways.items():
+        if not (across := found.get(key)):
+            continue
         others = list(dict.fromkeys(other for ratios in across.values() for other in ratios))
         cells = [
             [name, *(f"{ratios[other]:.2f}" if other in ratios else "" for other in others)]
             for name, ratios in across.items()
         ]
-        lines += ["**highrank in bfloat16** is so many times faster than", ""]
+        lines += [f"**{ours}** is so many times faster than", ""]
         lines += table(["", *others], cells)
     return lines
 
@@ -171,14 +177,17 @@ def small(device: str, found: dict[str, Any]) -> list[str]:
     rows = []
     for row in found["sizes"]:
         call = row["call"]
-        ours = call[default_of_ours(call)]["median_s"]
+        ours, textbook, reference = (
+            f"{1000 * call[name]['median_s']:.2f}" if name in call else ""
+            for name in (default_of_ours(call, device), "textbook", REFERENCE)
+        )
         rows.append(
             [
                 *(f"{row['size'][name]:,}" for name in ("tokens", "components", "features", "classes")),
-                f"{1000 * ours:.2f}",
-                f"{1000 * call['textbook']['median_s']:.2f}",
-                f"{row['times_faster']:.2f}",
-                f"{1000 * call[REFERENCE]['median_s']:.2f}" if REFERENCE in call else "",
+                ours,
+                textbook,
+                f"{row['times_faster']:.2f}" if "times_faster" in row else "",
+                reference,
             ]
         )
     return [
@@ -203,7 +212,7 @@ def smoothed(device: str, found: dict[str, Any]) -> list[str]:
     ]
     for name, result in found["results"].items():
         size, times = result["size"], result["times"]
-        plain = times["plain labels"]["median_s"]
+        plain = times.get("plain labels")
         lines += [
             f"**{name}**: N = {size['tokens']:,}, K = {size['components']}, D = {size['features']}, "
             f"V = {size['classes']:,}.",
@@ -215,12 +224,12 @@ def smoothed(device: str, found: dict[str, Any]) -> list[str]:
                         candidate,
                         f"{1000 * seconds['median_s']:,.1f}",
                         f"{1000 * seconds['p20_s']:,.1f} - {1000 * seconds['p80_s']:,.1f}",
-                        f"{seconds['median_s'] / plain:.2f}",
+                        f"{seconds['median_s'] / plain['median_s']:.2f}" if plain else "",
                         f"{result['working_bytes'][candidate] / 2**20:,.0f}",
                     ]
                     for candidate, seconds in times.items()
                 ]
-                + [[candidate, "out of memory", "", "", ""] for candidate in result["out_of_memory"]],
+                + [[candidate, why, "", "", ""] for candidate, why in result.get("failed", {}).items()],
             ),
         ]
     return lines

@@ -56,12 +56,10 @@ def kjv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_text(kjv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real text of a size that trains in seconds: some verses of each split."""
-    folder = tmp_path_factory.mktemp("small-text")
-    for split, verses in (("train", 120), ("valid", 40), ("test", 40)):
-        lines = (kjv / f"{split}.txt").read_text(encoding="utf-8").splitlines(keepends=True)[:verses]
-        (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
-    return folder
+    """Real text of a size that trains in seconds."""
+    from benchmarks.small_text import write_small_text
+
+    return write_small_text(kjv, tmp_path_factory.mktemp("verses") / "small-text")
 
 
 @pytest.fixture(scope="session")

@@ -63,23 +63,26 @@ def step_table() -> str:
     tables = []
     for file, found in _results_of("bench_train_step"):
         device, rows = found["about"]["device"], []
+        baselines = {"times faster": "textbook"}
+        if "textbook, bfloat16 autocast" in found["step"]:
+            baselines["than in bfloat16"] = "textbook, bfloat16 autocast"
         for name, seconds in found["step"].items():
-            faster, memory = found["times_faster"].get(name), found["share_of_memory"].get(name)
+            faster, memory = found["times_faster"].get(name, {}), found["share_of_memory"].get(name)
             rows.append(
                 [
                     name,
                     *_spread(seconds, _seconds),
                     f"{found['peak_bytes'][name] / 2**20:,.0f}",
-                    f"{faster['textbook']:.2f}" if faster and "textbook" in faster else "",
+                    *(f"{faster[other]:.2f}" if other in faster else "" for other in baselines.values()),
                     "" if memory is None else f"{100 * memory:.0f}%",
                 ]
             )
         note = f", {device['note']}" if "note" in device else ""
         if "page_fault_s" in device:
             note = f", page faults of {1e6 * device['page_fault_s']:.1f} us"
-        head = ["step", "s", "20% to 80%", "peak MiB", "times faster", "of the memory"]
+        head = ["step", "s", "20% to 80%", "peak MiB", *baselines, "of the memory"]
         title = f"`{found['recipe']}`, {device['gpu'] or device['cpu']}{note}"
-        tables.append(_titled(title, file, table(head, rows, numbers=range(1, 6))))
+        tables.append(_titled(title, file, table(head, rows, numbers=range(1, len(head)))))
     return "\n".join(tables)
 
 

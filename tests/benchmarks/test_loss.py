@@ -14,6 +14,7 @@ import torch
 from benchmarks import (
     bench_filtered_step,
     bench_label_smoothing,
+    bench_loss_growth,
     bench_loss_memory,
     bench_loss_speed,
     bench_posterior_filter,
@@ -40,10 +41,10 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return page
 
 
-def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
+def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str, code: int = 0) -> dict[str, Any]:
     """What ``python -m`` leaves."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
-    module.main()
+    assert (module.main() or 0) == code
     name = module.__name__.removeprefix("benchmarks.")
     [path] = harness.RESULTS.glob(f"{name}*.json")
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -75,11 +76,12 @@ def test_both_dtypes_are_measured_and_shown(page: Path, monkeypatch: pytest.Monk
         [part] = [part for part in text.split("\n**") if part.startswith(f"{name}**, {dtype}: N = ")]
         assert f"| highrank chunked | {1000 * ours:,.1f} |" in part
         assert f"| {result['times_faster']['textbook']:.2f} |" in part
-    [across] = [part for part in text.split("\n**") if part.startswith("highrank in bfloat16** ")]
+    [across] = [part for part in text.split("\n**") if part.startswith("highrank under autocast** ")]
     for name in SIZES:
-        textbook = speed["results"][f"{name}.float32"]["times"]["textbook"]["median_s"]
-        ours = speed["results"][f"{name}.bfloat16"]["times"]["highrank chunked"]["median_s"]
-        assert f"| {name} | {textbook / ours:.2f} |" in across
+        times = speed["results"][f"{name}.float32"]["times"]
+        ours, *others = (times[f"{whose}bfloat16 autocast"] for whose in ("highrank, ", "textbook, "))
+        ratios = [each["median_s"] / ours["median_s"] for each in (times["textbook"], *others)]
+        assert f"| {name} | {ratios[0]:.2f} | {ratios[1]:.2f} |" in across
     assert "`bench_loss_speed` on a GPU: not measured yet." in text
 
 
@@ -95,6 +97,27 @@ def test_small_calls(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"| 4 | 4 | 64 | {row['size']['classes']:,} | {1000 * ours:.2f} | {1000 * textbook:.2f} |" in text
 
 
+def test_a_loss_of_ours_that_fails_leaves_the_others_figures(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "IMPLEMENTATIONS", ("chunked",))
+    monkeypatch.setattr(losses, "ours", lambda *_: out_of_memory)
+    monkeypatch.setattr(bench_loss_speed, "large_product", small_product)
+    small = ("--device", "cpu", "--sizes", "6,3,5,40")
+    few = ("--device", "cpu", "--tokens", "4", "--classes", "10", "--calls", "1", "--repeats", "1")
+    grown = ("--device", "cpu", "--size", "8,2,8,40", "--repeats", "1")
+    speed = run(bench_loss_speed, monkeypatch, *small, "--repeats", "1", code=1)
+    memory = run(bench_loss_memory, monkeypatch, *small, code=1)
+    assert list(run(bench_loss_growth, monkeypatch, *grown, code=1)["results"]) == ["textbook"]
+    [row] = run(bench_small_calls, monkeypatch, *few, code=1)["sizes"]
+    assert row["failed"]["highrank chunked"] == "OutOfMemoryError"
+    result = speed["results"]["6,3,5,40.float32"]
+    assert result["times_faster"] == {}
+    assert {"textbook", "three products"} < result["times"].keys()
+    assert isinstance(memory["results"]["6,3,5,40.bfloat16"]["working_bytes"]["textbook"], int)
+    report_loss.main()
+    text = page.read_text(encoding="utf-8")
+    assert text.count("| highrank chunked | OutOfMemoryError |") == 3  # two tables of time, one of memory
+
+
 def test_smoothed_labels(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_label_smoothing, "textbook", out_of_memory)
     sizes = ("--device", "cpu", "--sizes", "6,3,5,40", "9,1,5,40", "--repeats", "2")
@@ -105,7 +128,7 @@ def test_smoothed_labels(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     report_loss.main()
     text = page.read_text(encoding="utf-8")
-    assert text.count("| textbook | out of memory |") == 2
+    assert text.count("| textbook | OutOfMemoryError |") == 2
     plain, smoothed = (results["6,3,5,40"]["times"][name]["median_s"] for name in ("plain labels", "label_smoothing"))
     assert f"| {smoothed / plain:.2f} |" in text
 
