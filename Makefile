@@ -66,7 +66,7 @@ test-gpu: $(DEV) ## the tests that need a CUDA device
 	@$(FROM_SOURCE) $(PY) -m tests.gpu.preflight
 	@# A process for each file, which is ended if the device hangs: after an illegal access nothing works in that process.
 	@failed=; for file in tests/gpu/test_*.py; do \
-	    TRITON_INTERPRET=0 timeout -k 10 $(GPU_TEST_S) $(PYTEST) -m gpu -W default $$file $(ARGS) || failed="$$failed $$file"; \
+	    TRITON_INTERPRET=0 PYTHONUNBUFFERED=1 timeout -k 10 $(GPU_TEST_S) $(PYTEST) -m gpu -W default $$file $(ARGS) || failed="$$failed $$file"; \
 	    done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 lint: $(DEV) ## ruff's rules
@@ -105,7 +105,7 @@ bench: ## list the benchmarks
 
 bench-gpu: $(DEV) ## run the benchmarks that have a --device on a CUDA device
 	@failed=; for file in $(BENCHMARKS_GPU); do \
-	    echo "== $$file"; $(FROM_SOURCE) timeout -k 10 $(GPU_BENCH_S) $(PY) -m $$(echo $${file%.py} | tr / .) --device cuda $(ARGS) \
+	    echo "== $$file"; $(FROM_SOURCE) PYTHONUNBUFFERED=1 timeout -k 10 $(GPU_BENCH_S) $(PY) -m $$(echo $${file%.py} | tr / .) --device cuda $(ARGS) \
 	        || failed="$$failed $$file"; \
 	    done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 

@@ -100,7 +100,7 @@ def main() -> None:
     on = torch.device(arguments.device).type
     if on == "cpu":
         on += f".{threads}-thread{'s' * (threads > 1)}"
-    path = save(f"{Path(__file__).stem}.{arguments.recipe}.{on}", result)
+    path = save(f"{Path(__file__).stem}.{Path(arguments.recipe).stem}.{on}", result)
     for name, figures in segment.items():
         print(f"{name:26} {1e3 * figures['median_s']:.2f} ms a segment")
     print(f"{result['times_faster']['textbook']:.2f} times faster -> {path}")

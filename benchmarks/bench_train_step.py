@@ -173,10 +173,10 @@ def main() -> int:
     peaks = {}
     for name in of_calls:
         peak, why = attempt(workers[name].close)
-        if peak is None:
-            failed[name] = why
-        else:
+        if why is None:
             peaks[name] = peak
+        else:
+            failed[name] = why
     steps_a_call = STEPS_A_CALL[on]
     times = {name: summary([each / steps_a_call for each in of_calls[name]]) for name in peaks}
     mixtures = [name for name in mixtures if name in times]
