@@ -16,6 +16,15 @@ from highrank.cli.main import main
 __all__ = ["run_command", "run_together"]
 
 TIMEOUT_S = 1200  # of an installation on a busy machine
+# What an installed package holds beside its code.
+WHOLE = """
+import sys
+from importlib.resources import files
+from highrank.runs import recipe_names
+assert recipe_names() == sys.argv[1:], recipe_names()
+for name in ("report/page/page.html", "report/page/page.css", "report/page/page.js", "explore/page.css"):
+    assert files("highrank").joinpath(name).read_text(encoding="utf-8"), name
+"""
 STAND_INS = Path(__file__).parent / "slurm"  # sbatch, srun, scontrol
 
 
@@ -100,7 +109,12 @@ def _installed(words: list[str], folder: Path, line: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["PIP_CONSTRAINT"] = str(folder / "constraints.txt")
     said = ""
-    for command in ([str(programs / "pip"), *words[1:]], [str(programs / "highrank"), "--version"]):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    recipes = sorted(path.stem for path in (folder / "recipes").glob("*.toml"))
+    whole = [str(programs / "python"), "-c", WHOLE, *recipes]
+    for command in ([str(programs / "pip"), *words[1:]], [str(programs / "highrank"), "--version"], whole):
+        place = programs if command == whole else None  # out of the source
+        process = subprocess.Popen(
+            command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         said += _finished([process], line)
     return said

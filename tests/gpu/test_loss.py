@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import losses
+from benchmarks.bench_loss_memory import working_bytes
 from highrank import LossOptions, mixture_cross_entropy, mixture_log_prob
 from tests.gpu.marks import compiled, on_a_gpu
 from tests.implementations import every_reduction
@@ -90,6 +92,21 @@ def test_no_worse_than_naive(
 ) -> None:
     problem = on_the_gpu(size).to(dtype)
     assert_no_worse_than_naive(problem, implementation, reduction, LossOptions(block_bytes=block_bytes))
+
+
+@every_fused
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_stays_under_its_formula(implementation: str, dtype: torch.dtype) -> None:
+    """What docs/loss.md says of a mean, beside inputs and gradients; and what cuBLAS works in."""
+    size, block_bytes, cublas_bytes = losses.Size(16_000, 4, 64, 20_000), 128 * 2**20, 48 * 2**20
+    contexts_bytes = block_bytes * size.features // size.classes  # of a block
+    weight_bytes = 1.2 * size.classes * size.features * dtype.itemsize  # with the rows and columns that it grows by
+    allowed = block_bytes + 4 * contexts_bytes + 64 * size.tokens * size.components + 2 * weight_bytes
+    if dtype != torch.float32:
+        allowed += 4 / dtype.itemsize * weight_bytes + (2 * block_bytes if implementation == "chunked" else 0)
+    assert allowed + cublas_bytes < size.bytes_of_logits / 8, "sizes that show nothing"
+    loss = losses.ours(implementation, LossOptions(block_bytes=block_bytes))
+    assert working_bytes(loss, losses.make_case(size, dtype, "cuda")) <= allowed + cublas_bytes
 
 
 @compiled

@@ -17,6 +17,7 @@ from benchmarks.processes import RECIPE, Setting, here, start, train_arguments, 
 from benchmarks.same_bits import compare
 from highrank.runs import RunFolder
 from highrank.runs.checkpoint import checkpoint_folders
+from highrank.train import loop
 from highrank.train.interruption import stop_on_signal
 
 
@@ -113,26 +114,37 @@ def test_a_difference_is_found(setting: Setting) -> None:
     assert found.bits_different > 1
 
 
-@pytest.mark.parametrize("stage", ["train", "finetune"])
-def test_a_kill_between_a_validation_and_the_checkpoint_after_it(setting: Setting, tmp_path: Path, stage: str) -> None:
+class Killed(BaseException):
+    """What no code of the program catches."""
+
+
+def test_a_kill_between_a_validation_and_the_checkpoint_after_it(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The checkpoint before is of the same update: what was recorded since is recorded once in the end."""
-    run = RunFolder.open(setting.copy(f"validated-{stage}", finished=stage == "finetune"))
-    if stage == "train":
-        newest = checkpoint_folders(run.path / "train")[0]
-        state = json.loads((newest / "state.json").read_text())
-        known = len(state["position"]["history"])
-        last = [record for record in run.metrics() if record["event"] == "validation"][-1]
-        newest = newest.rename(newest.parent / f"checkpoint-{last['step']:08d}")
-        run.forget_metrics_after("train", last["step"], known)
-        assert last not in run.metrics()
-        run.add_metrics(last)
-        run.forget_metrics_after("train", last["step"], known + 1)
-        assert last in run.metrics()
-        return
+
+    def decide(stage: loop._Stage, loss: float) -> None:
+        if stage.state.position.epoch == 2:
+            raise Killed
+        decide_as_it_does(stage, loss)
+
+    path, decide_as_it_does = setting.folder / "validated", loop._Stage.decide
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Stage, "decide", decide)
+        with pytest.raises(Killed):
+            here(*train_arguments(path, setting.text))
+    known = json.loads((checkpoint_folders(path / "train")[0] / "state.json").read_text())["position"]
+    recorded = [record["step"] for record in RunFolder.open(path).metrics() if record["event"] == "validation"]
+    assert (len(known["history"]), len(recorded), known["step"]) == (1, 2, recorded[-1])
+    nothing_is_lost(setting.resumed(path).as_result())
+
+
+def test_a_kill_after_the_validation_that_fine_tuning_starts_with(setting: Setting, tmp_path: Path) -> None:
+    run = RunFolder.open(setting.copy("validated-finetune", finished=True))
     tune = ["finetune", run.path, "--data", setting.text, "--device", "cpu", "--checkpoint-minutes", "0"]
     assert here(*tune).returncode == 0
     whole = [record for record in run.metrics() if record["stage"] == "finetune"]
-    for path in checkpoint_folders(run.path / "finetune"):  # as if killed after the validation that it starts with
+    for path in checkpoint_folders(run.path / "finetune"):
         path.rename(tmp_path / path.name)
     run.forget_metrics_after("finetune", 0, 1)
     run.forget_results_of("finetune")
