@@ -5,7 +5,7 @@ VENV    ?= .venv
 WORKERS ?= 2
 ARGS    ?=
 GPU_TEST_S ?= 300
-GPU_BENCH_S ?= 600
+GPU_BENCH_S ?= 240
 RECIPE  ?= penn
 OUT     ?= runs/$(basename $(notdir $(RECIPE)))
 
