@@ -40,8 +40,8 @@ def open_or_create(
 ) -> RunFolder:
     """A new run folder, or with ``resume`` the one that is there, if it was made of the same configuration and text.
 
-    What may change on the way, logged and said to ``notice``: the rate and clipping of training, who computes its
-    updates, and the settings of later stages; where ``overrides`` are given, which ``config`` has in it, only those
+    What may change on the way, logged and said to ``notice``: the rate and clipping of training, how its updates are
+    computed, and the settings of later stages; where ``overrides`` are given, which ``config`` has in it, only those
     that they name. Those of a stage that has come to its end stay, and ``notice`` is told of others that were asked
     for. Raises UserError, and writes nothing, where ``check_can_train`` does for the ``stages`` that are to come.
     """
@@ -88,7 +88,7 @@ def _changed_but(may_change: Sequence[str], begun: Config, config: Config) -> di
 def _with_settings_of_the_ended(run: RunFolder, config: Config, notice: Callable[[str], None]) -> Config:
     """``config``, but of stages that have come to their end the settings that they had: their figures were made so.
 
-    Who computes an update may change still: fine-tuning has it from ``train``.
+    How an update is computed may change still: fine-tuning has it from ``train``.
     """
     execution = {name: getattr(config.train, name) for name in EXECUTION}
     begun = replace(run.config, train=replace(run.config.train, **execution))
@@ -110,7 +110,7 @@ def set_later_settings(
     run: RunFolder, overrides: Sequence[str], *, resume: bool = False, notice: Callable[[str], None] = SILENT.message
 ) -> RunFolder:
     """Change what ``finetune`` may still change of a trained run: the settings of fine-tuning and dynamic evaluation,
-    and who computes an update.
+    and how an update is computed.
 
     Raises UserError, and changes nothing, for other settings, and where fine-tuning has begun (without ``resume``) or
     has come to its end.
