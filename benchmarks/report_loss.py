@@ -193,8 +193,8 @@ def small(device: str, found: dict[str, Any]) -> list[str]:
     return [
         f"## Small calls on a {DEVICES[device]}",
         "",
-        "A call has a fixed cost: some forty small operations, and Python between them. Below the size at which the "
-        f"last column reaches 1 the textbook's formula takes less time. Float32, forward and backward. {where(found)}.",
+        "A call has a fixed cost: some forty small operations, and Python between them. Below the size at which "
+        f"time / ours reaches 1 the textbook's formula takes less time. Float32, forward and backward. {where(found)}.",
         "",
         *table(["N", "K", "D", "V", "highrank, ms", "textbook, ms", "time / ours", "highrank's reference, ms"], rows),
     ]
