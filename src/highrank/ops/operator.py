@@ -18,7 +18,7 @@ importing PyTorch.
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,7 +58,22 @@ WHAT = "the fused mixture loss"
 INSTEAD = "; use implementation='reference'"  # of the function, or as an attribute of a head
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]  # what may have a gradient, in the order of Gradients and Needs
-How = tuple[int, str, int, torch.dtype, float, float]
+
+
+class How(NamedTuple):
+    """``HOW``: what every operator is told beside its tensors."""
+
+    ignore_index: int
+    implementation: str
+    block_bytes: int
+    accumulation_dtype: torch.dtype
+    min_posterior: float
+    label_smoothing: float
+
+
+def _split(arguments: tuple[Any, ...]) -> tuple[Inputs, Tensor, How, tuple[Any, ...]]:
+    """The arguments of an operator: inputs, target, how, and what only this one has."""
+    return arguments[:4], arguments[4], How(*arguments[5:11]), arguments[11:]
 
 
 def fused_loss(
@@ -77,8 +92,14 @@ def fused_loss(
 
     See ``ops.walk.Walk`` for shapes. Only the loss is differentiable.
     """
-    sums, left_out = settings.accumulation_dtype, settings.min_posterior
-    how = (ignore_index, implementation, settings.block_bytes, sums, left_out, settings.label_smoothing)
+    how = How(
+        ignore_index,
+        implementation,
+        settings.block_bytes,
+        settings.accumulation_dtype,
+        settings.min_posterior,
+        settings.label_smoothing,
+    )
     inputs = (context, prior_logits, weight, bias)
     refuse_forward_mode(inputs)
     refuse_functional_gradient(inputs)
@@ -95,16 +116,15 @@ def _walk(
     inputs: Inputs, target: Tensor, how: How, token_weight: Tensor | None, needs: Needs
 ) -> tuple[Tensor, Tensor, Gradients]:
     """Loss (N), log P(target | component) (N, K) and the gradients of ``sum(token_weight * loss)``."""
-    ignore_index, implementation = how[:2]
-    settings = Settings(*how[2:])
-    safe_target_N, counts_N, wrong_N = sort_targets(target, inputs[2].shape[0], ignore_index)
+    settings = Settings(how.block_bytes, how.accumulation_dtype, how.min_posterior, how.label_smoothing)
+    safe_target_N, counts_N, wrong_N = sort_targets(target, inputs[2].shape[0], how.ignore_index)
     if token_weight is not None:
         token_weight = token_weight.masked_fill(~counts_N, 0).masked_fill_(wrong_N, torch.nan)
     arguments = (*inputs, safe_target_N, token_weight, needs, settings)
     if settings.label_smoothing:
         log_prob_NK, mean_log_prob_N, grads = smoothed.walk(*arguments)
     else:
-        log_prob_NK, grads = WALKS[implementation](*arguments)
+        log_prob_NK, grads = WALKS[how.implementation](*arguments)
     log_prior_NK = torch.log_softmax(inputs[1].to(settings.accumulation_dtype), dim=1)
     loss_N = -torch.logsumexp(log_prior_NK + log_prob_NK, dim=1)
     if settings.label_smoothing:
@@ -205,16 +225,16 @@ def define(
 
 
 def _loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, target, how, needs = arguments[:4], arguments[4], arguments[5:11], Needs(*arguments[11])
-    token_weight = target.new_ones(target.shape, dtype=how[3]) if any(needs) else None
-    loss_N, log_prob_NK, grads = _walk(inputs, target, how, token_weight, needs)
+    inputs, target, how, (needs,) = _split(arguments)
+    token_weight = target.new_ones(target.shape, dtype=how.accumulation_dtype) if any(needs) else None
+    loss_N, log_prob_NK, grads = _walk(inputs, target, how, token_weight, Needs(*needs))
     return loss_N.sum(), log_prob_NK, *outputs(grads, inputs)
 
 
 def _fake_loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, how, needs = arguments[:4], arguments[5:11], Needs(*arguments[11])
-    log_prob_NK = inputs[1].new_empty(inputs[1].shape, dtype=how[3])
-    return log_prob_NK.new_empty(()), log_prob_NK, *_fake_outputs(needs, inputs)
+    inputs, _, how, (needs,) = _split(arguments)
+    log_prob_NK = inputs[1].new_empty(inputs[1].shape, dtype=how.accumulation_dtype)
+    return log_prob_NK.new_empty(()), log_prob_NK, *_fake_outputs(Needs(*needs), inputs)
 
 
 define(
@@ -229,7 +249,7 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # or backward gets zeros as large as the gradients, for outputs that have none
     ctx.save_for_backward(*output[2:])
-    ctx.computed = inputs[11]
+    ctx.computed = inputs[-1]
 
 
 def _scale_gradients(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -271,13 +291,14 @@ torch.library.register_autograd("highrank::mixture_loss_sum", _scale_gradients, 
 
 
 def _losses(*arguments: Any) -> tuple[Tensor, Tensor]:
-    loss_N, log_prob_NK, _ = _walk(arguments[:4], arguments[4], arguments[5:], None, NO_NEEDS)
+    inputs, target, how, _ = _split(arguments)
+    loss_N, log_prob_NK, _ = _walk(inputs, target, how, None, NO_NEEDS)
     return loss_N, log_prob_NK
 
 
 def _fake_losses(*arguments: Any) -> tuple[Tensor, Tensor]:
-    prior_logits, target, how = arguments[1], arguments[4], arguments[5:]
-    log_prob_NK = prior_logits.new_empty(prior_logits.shape, dtype=how[3])
+    inputs, target, how, _ = _split(arguments)
+    log_prob_NK = inputs[1].new_empty(inputs[1].shape, dtype=how.accumulation_dtype)
     return log_prob_NK.new_empty(target.shape), log_prob_NK
 
 
@@ -285,7 +306,7 @@ define("mixture_losses", f"({INPUTS}, {HOW}) -> (Tensor, Tensor)", _losses, _fak
 
 
 def _gradients(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, target, how, token_weight, needs = arguments[:4], arguments[4], arguments[5:11], *arguments[11:]
+    inputs, target, how, (token_weight, needs) = _split(arguments)
     _, _, grads = _walk(inputs, target, how, token_weight, Needs(*needs))
     return tuple(outputs(grads, inputs))
 
