@@ -74,6 +74,32 @@ def learning_rates(found: dict[str, Any]) -> list[str]:
     return [f"{', '.join(figures[:-1])} and {figures[-1]}", *(f"{count:,} updates" for count in updates)]
 
 
+def one_softmax(_: dict[str, Any]) -> list[str]:
+    """Beside other losses, on an EPYC and a Xeon."""
+    found = [RESULTS[f"bench_loss_speed.cpu{processor}.json"]["results"] for processor in ("", ".xeon")]
+
+    def times(other: str, dtype: str) -> list[float]:
+        each = [results[f"one-softmax.{dtype}"]["times"] for results in found]
+        return [of[other]["median_s"] / of["highrank chunked"]["median_s"] for of in each]
+
+    plain, half = (times("cross_entropy(linear)", dtype) for dtype in ("float32", "bfloat16"))
+    fused = [*times("F.linear_cross_entropy", "float32"), *times("F.linear_cross_entropy", "bfloat16")]
+    return [
+        f"takes {plain[0]:.2f} and {plain[1]:.2f} times as long in float32",
+        f"in float32 and {half[0]:.2f} and {half[1]:.2f} times in bfloat16",
+        f"`F.linear_cross_entropy` takes {min(fused):.1f} to {max(fused):.1f} times as long",
+    ]
+
+
+def floors(found: dict[str, Any]) -> list[str]:
+    recipes = (found["recipes"][name] for name in ("penn", "wikitext-2"))
+    over = [recipe["step_s"] / sum(recipe["floor_s"]["cpu float32"].values()) for recipe in recipes]
+    return [
+        f"{found['cpu']['float32'] / 1e9:.0f} GFLOP/s and {found['cpu']['bytes_per_s'] / 1e9:.0f} GB/s",
+        "a step took {:.2f} (Penn Treebank) and {:.2f} times (WikiText-2) the floor".format(*over),
+    ]
+
+
 STATED: dict[tuple[str, str], Callable[[dict[str, Any]], list[str]]] = {
     ("README.md", "bench_train_step.penn.cpu.json"): step,
     ("README.md", "bench_train_step.penn.cpu.xeon.json"): step,
@@ -82,6 +108,8 @@ STATED: dict[tuple[str, str], Callable[[dict[str, Any]], list[str]]] = {
     ("README.md", "fuzz_readers.json"): fuzz,
     ("README.md", "penn_small_controls.json"): spectrum,
     ("docs/index.md", "penn_small_controls.json"): spectrum,
+    ("docs/head.md", "bench_loss_speed.cpu.json"): one_softmax,
+    ("docs/speed.md", "floors.json"): floors,
     ("docs/tutorial.md", "tutorial_run.json"): learning_rates,
 }
 
