@@ -110,6 +110,20 @@ def assert_the_mean_has_no_tilt(implementation: str, device: str) -> None:
     assert abs(ratio - 1) < 3e-4
 
 
+def assert_wrong_targets_are_nan(implementation: str, device: str) -> None:
+    """Where they cannot be looked at: their losses and gradients, and no others."""
+    problem = make_problem(6).on(device)
+    problem.target[[1, 4]] = torch.tensor([7, -1], device=device)
+    context = problem.context.requires_grad_()
+    loss = problem.loss(implementation=implementation, reduction="none")
+    assert loss.isnan().tolist() == [False, True, False, False, True, False]
+    for reduction in ("none", "sum"):
+        loss = problem.loss(implementation=implementation, reduction=reduction)
+        [gradient] = torch.autograd.grad(loss.sum(), context)
+        assert gradient.isnan().flatten(1).all(1).tolist() == [False, True, False, False, True, False]
+        assert gradient[[0, 2, 3, 5]].isfinite().all()
+
+
 class Size(NamedTuple):
     """``scale`` is about the standard deviation of the logits."""
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from highrank.ops import FLOP_FORMULAS, LossOptions, Settings, check_options, choose, fused_log_prob
-from highrank.ops.autocast import has_autocast, without_autocast
+from highrank.ops.autocast import is_autocast_on, without_autocast
 from highrank.ops.reference import mixture_log_prob as reference_log_prob
 
 __all__ = [
@@ -59,7 +59,10 @@ def mixture_cross_entropy(
     that, but for ``reference``'s loss of each token. The mean is over the tokens that are not ``ignore_index``; as in
     PyTorch it is NaN if there are none. ``label_smoothing`` is as in PyTorch's ``cross_entropy``: a class of no
     probability makes it infinite.
-    Memory beside inputs and gradients: a block of ``options.block_bytes``, copies of its contexts, and O(tokens * K).
+    ``implementation`` is "auto", the fastest that can run, or one by name: "chunked" (PyTorch, any device), "triton"
+    (kernels for NVIDIA GPUs) or "reference" (the formula above, which stores everything). One that cannot run raises.
+    Memory beside inputs and gradients: a block of ``options.block_bytes``, copies of its contexts, and O(tokens * K);
+    for a moment a second gradient of the weight, where D is no whole number of vectors.
     Where sums have a longer dtype than the inputs (half precision) also the sum of the weight's gradient in it, and for
     ``chunked`` parts of the block and of that gradient (see ``LossOptions``); for ``triton`` a copy of a weight that
     has a bias or sizes that are not round, and at the first launch of each binary twice eight rows of logits. With
@@ -187,10 +190,10 @@ def mixture_log_prob(
     Memory beside the result: a block of ``options.block_bytes``, 1 + 2 / K strips, one more in half precision, and
     O(tokens * K). A strip is a part of the block in the accumulation dtype: at most a block, on a CPU at most 4 MiB, at
     least one token. Backward, which for K > 1 computes the logits again, takes the same beside the gradients, their
-    sums and the upstream gradient (*, V).
+    sums (for a moment twice, as of the loss) and the upstream gradient (*, V).
     Gradients are exact; a second derivative raises, and so do forward mode and derivatives by ``torch.func``, but with
     ``implementation="reference"``, the definition, which stores (tokens, K, V) and sums in the inputs' dtype. The other
-    names of ``mixture_cross_entropy`` are all one here.
+    names of an implementation are all one here.
     Raises ValueError (for ``options`` TypeError) naming the argument, what was expected and what came.
     """
     context, prior_logits, weight, bias = _autocast(context, prior_logits, weight, bias)
@@ -216,7 +219,7 @@ def _autocast(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Under autocast the products run in its dtype, as in ``linear``; gradients come back in the inputs' own."""
     device_type = context.device.type
-    if not has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
+    if not is_autocast_on(device_type):
         return context, prior_logits, weight, bias
     dtype = torch.get_autocast_dtype(device_type)
 

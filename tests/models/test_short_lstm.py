@@ -45,3 +45,12 @@ def test_what_is_short() -> None:
     assert is_short(torch.zeros(SHORT_TOKENS, 1, 3))
     assert not is_short(torch.zeros(SHORT_TOKENS, 2, 3))
     assert not is_short(torch.zeros(5, 1, 3, device="meta"))
+
+
+def test_backward_where_autocast_is_on_computes_what_it_does_elsewhere() -> None:
+    inputs = arguments(5, 1, torch.float32)
+    outputs = ours(*inputs)[0]
+    expected = torch.autograd.grad(outputs.sum(), inputs, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(outputs.sum(), inputs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -20,8 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from highrank import mixture_cross_entropy, mixture_log_prob
 from highrank.functional import FLOP_FORMULAS
 from highrank.heads import MixtureOfSoftmaxes
+from highrank.ops import operator, reference
+from highrank.ops.target import sort_targets
 from tests.implementations import every_reduction
-from tests.parity import INPUTS, make_problem
+from tests.parity import INPUTS, assert_wrong_targets_are_nan, make_problem
 
 HOW = (-100, "chunked", 1000, torch.float64, 0.0)  # and the label smoothing
 
@@ -132,6 +134,20 @@ def test_a_wrong_target_makes_the_definition_nan_where_it_cannot_be_looked_at() 
     problem.target[2] = 7
     compiled = torch.compile(lambda: problem.loss(implementation="reference", reduction="none"), backend="eager")
     assert compiled().isnan().tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+def test_a_wrong_target_makes_loss_and_gradient_nan_where_it_cannot_be_looked_at(
+    implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_on_a_gpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            return sort_targets(*arguments)
+
+    for module in (operator, reference):
+        monkeypatch.setattr(module, "sort_targets", as_on_a_gpu)
+    assert_wrong_targets_are_nan(implementation, "cpu")
 
 
 @every_reduction

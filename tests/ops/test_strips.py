@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from highrank.functional import LossOptions, mixture_log_prob
 from highrank.ops import chunked
 from tests.implementations import every_reduction
-from tests.parity import Problem, assert_same, make_problem, solve
+from tests.parity import INPUTS, Problem, assert_same, make_problem, solve
 
 OPTIONS = LossOptions(block_bytes=7 * 3 * 64 * 2)  # seven tokens a block, in bfloat16
 
@@ -25,7 +26,7 @@ def count_strips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows: list[int] = []
     whole = chunked._softmax_in_place
 
-    def counted(logits_RU: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    def counted(logits_RU: Tensor, *others: Tensor) -> Tensor:
         rows.append(len(logits_RU))
         return whole(logits_RU, *others)
 
@@ -51,12 +52,21 @@ def test_one_strip_or_many(tokens: int, reduction: str, monkeypatch: pytest.Monk
         assert mine.equal(theirs)
 
 
-def test_log_prob_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = problem()
-    arguments = (inputs.context, inputs.prior_logits, inputs.weight)
-    whole = mixture_log_prob(*arguments, bias=inputs.bias, options=OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_log_prob_in_strips(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = problem().to(dtype)
+    leaves = [getattr(inputs, name).requires_grad_() for name in INPUTS]
+    upstream = torch.randn(30, 50, generator=torch.Generator().manual_seed(1))
+
+    def solved() -> tuple[Tensor, ...]:
+        log_prob = mixture_log_prob(*leaves[:3], bias=leaves[3], options=OPTIONS)
+        return log_prob, *torch.autograd.grad(log_prob, leaves, upstream)
+
+    whole = solved()
     monkeypatch.setattr(chunked, "STRIP_BYTES", strips_of(2))
-    assert mixture_log_prob(*arguments, bias=inputs.bias, options=OPTIONS).equal(whole)
+    log_prob, *gradients = solved()
+    assert log_prob.equal(whole[0])
+    torch.testing.assert_close(gradients, list(whole[1:]))  # the bias's is summed in another order
 
 
 def test_float32_needs_no_strip(monkeypatch: pytest.MonkeyPatch) -> None:

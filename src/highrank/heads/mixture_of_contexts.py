@@ -24,5 +24,5 @@ class MixtureOfContexts(Mixture):
 
     def components(self, hidden: Tensor) -> Components:
         prior = torch.softmax(self.prior(hidden), dim=-1)
-        context = (prior.unsqueeze(-2) @ self.contexts(hidden)).squeeze(-2).unsqueeze(-2)
+        context = prior.unsqueeze(-2) @ self.contexts(hidden)
         return Components(context, context.new_zeros(context.shape[:-1]))

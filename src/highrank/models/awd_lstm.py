@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from highrank.models.dropout import EmbeddingDropout, LockedDropout, WeightDropout
 from highrank.models.persistent_lstm import persistent_lstm
 from highrank.models.short_lstm import is_short, short_lstm
+from highrank.ops.autocast import is_autocast_on
 
 __all__ = ["AWDLSTM", "BackboneOutput", "DropConnectLSTM", "State"]
 
@@ -49,7 +50,7 @@ class DropConnectLSTM(nn.Module):
         lstm = self.lstm
         weights = [lstm.weight_ih_l0, self.weight_dropout(lstm.weight_hh_l0), lstm.bias_ih_l0, lstm.bias_hh_l0]
         device_type = sequence.device.type
-        if not torch.is_autocast_enabled(device_type):
+        if not is_autocast_on(device_type):
             return self._layer(sequence, state, weights)
         # On a CPU PyTorch's LSTM is slower in bfloat16 than in float32 (benchmarks/bench_lstm_precision.py).
         as_it_is = device_type == "cpu" and not self.persistent

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from highrank.ops.autocast import without_autocast
+
 __all__ = ["ShortLSTM", "is_short", "short_lstm"]
 
 SHORT_TOKENS = 8
@@ -174,15 +176,16 @@ class _Function(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_outputs: Tensor, grad_hidden: Tensor, grad_cell: Tensor) -> tuple[Tensor, ...]:
         sequence, weight_ih, weight_hh = ctx.saved_tensors
-        grad_outputs = torch.cat([grad_outputs[:-1], grad_outputs[-1:] + grad_hidden])
-        gates_NG, grad_cell_BH = ctx.layer.backward(weight_hh, grad_outputs, grad_cell)
-        grad_bias_G = gates_NG.sum(0)
-        return (
-            torch.mm(gates_NG, weight_ih).view_as(sequence),
-            torch.mm(gates_NG[: len(grad_cell_BH)], weight_hh).unsqueeze(0),
-            grad_cell_BH.unsqueeze(0),
-            torch.mm(gates_NG.t(), sequence.flatten(0, 1)),
-            torch.mm(gates_NG.t(), ctx.layer.hidden_before),
-            grad_bias_G,
-            grad_bias_G,
-        )
+        with without_autocast(sequence.device.type):  # it may be called where autocast is on
+            grad_outputs = torch.cat([grad_outputs[:-1], grad_outputs[-1:] + grad_hidden])
+            gates_NG, grad_cell_BH = ctx.layer.backward(weight_hh, grad_outputs, grad_cell)
+            grad_bias_G = gates_NG.sum(0)
+            return (
+                torch.mm(gates_NG, weight_ih).view_as(sequence),
+                torch.mm(gates_NG[: len(grad_cell_BH)], weight_hh).unsqueeze(0),
+                grad_cell_BH.unsqueeze(0),
+                torch.mm(gates_NG.t(), sequence.flatten(0, 1)),
+                torch.mm(gates_NG.t(), ctx.layer.hidden_before),
+                grad_bias_G,
+                grad_bias_G,
+            )

@@ -156,10 +156,11 @@ def strip_rows(buffer_RU: Tensor, components: int, settings: Settings) -> int:
 
 
 def strips(
-    block_RU: Tensor, strip_SU: Tensor | None, *, write: bool, most: int | None = None
+    block_RU: Tensor, strip_SU: Tensor | None, *, read: bool = True, write: bool, most: int | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """A block in the dtype of the strip, some rows at a time: which they are, and themselves, to be changed in place;
-    with ``write`` the block has the changes after. Without a strip it is the block itself, ``most`` rows at once."""
+    with ``write`` the block has the changes after. Without ``read`` they may hold anything. Without a strip it is the
+    block itself, ``most`` rows at once."""
     if strip_SU is None:
         step = most or max(1, len(block_RU))
         for first in range(0, len(block_RU), step):
@@ -167,7 +168,9 @@ def strips(
         return
     for first in range(0, len(block_RU), len(strip_SU)):
         rows = slice(first, min(first + len(strip_SU), len(block_RU)))
-        wide_SU = strip_SU[: rows.stop - first, : block_RU.shape[1]].copy_(block_RU[rows])
+        wide_SU = strip_SU[: rows.stop - first, : block_RU.shape[1]]
+        if read:
+            wide_SU.copy_(block_RU[rows])
         yield rows, wide_SU
         if write:
             block_RU[rows] = wide_SU
@@ -282,19 +285,22 @@ def _compact(rows_RV: Tensor, kept_R: Tensor) -> Tensor:
 
 def add_products(
     grad_RV: Tensor,
-    row_weight_R1: Tensor,
+    row_weight_R1: Tensor | None,
     context_RD: Tensor,
     weight: Tensor,
     grad_context_RD: Tensor | None,
     grads: Gradients,
     strip_SU: Tensor | None,
 ) -> None:
-    """Write the gradient of the contexts, and add to those of weight and bias, from unweighted rows of the logits'."""
+    """Write the gradient of the contexts, and add to those of weight and bias, from rows of the logits' and the weight
+    of each; None where they have it already."""
     features = weight.shape[1]
     if grad_context_RD is not None:
-        torch.mul(torch.mm(grad_RV, weight), row_weight_R1, out=grad_context_RD)
+        torch.mm(grad_RV, weight, out=grad_context_RD)
+        if row_weight_R1 is not None:
+            grad_context_RD.mul_(row_weight_R1)
     if grads.weight is not None:
-        scaled_RD = (context_RD * row_weight_R1).to(weight.dtype)
+        scaled_RD = context_RD if row_weight_R1 is None else (context_RD * row_weight_R1).to(weight.dtype)
         if strip_SU is None:
             grads.weight.addmm_(grad_RV.t(), scaled_RD)
         else:
@@ -304,4 +310,7 @@ def add_products(
                 grads.weight[first : first + step].add_(product_VD[first : first + step])
     if grads.bias is not None:
         for rows, wide_SV in strips(grad_RV, strip_SU, write=False):
-            grads.bias.addmv_(wide_SV.t(), row_weight_R1[rows].squeeze(1))
+            if row_weight_R1 is None:
+                grads.bias.add_(wide_SV.sum(0))
+            else:
+                grads.bias.addmv_(wide_SV.t(), row_weight_R1[rows].squeeze(1))

@@ -128,7 +128,6 @@ def _walk(
     block = len(buffer_RU) // components
     grad_SU = strip_like(buffer_RU, components, settings)
     strip_SU = torch.empty_like(grad_SU) if buffer_RU.dtype != dtype else None
-    ones_R1 = grad_SU.new_ones((len(buffer_RU), 1))  # unlike the loss's, these rows have their weight
     prior_logits_NK = prior_logits.to(dtype)
     log_prior_NK1 = torch.log_softmax(prior_logits_NK, dim=-1).unsqueeze(2)
     mass_NK = prior_logits_NK.new_empty(prior_logits.shape)
@@ -139,7 +138,7 @@ def _walk(
         block_RU = buffer_RU[: len(context_RD)]
         if components > 1:
             logits_of(context_RD, weight, bias, block_RU)
-        for rows, wide_RU in strips(block_RU, strip_SU, write=True, most=len(grad_SU)):
+        for rows, wide_RU in strips(block_RU, strip_SU, read=components > 1, write=True, most=len(grad_SU)):
             some = slice(start + rows.start // components, start + rows.stop // components)  # s = tokens in strip
             logits_sKV, grad_sKV = (
                 x.view(-1, components, x.shape[1])[..., :classes] for x in (wide_RU, grad_SU[: len(wide_RU)])
@@ -155,7 +154,7 @@ def _walk(
         grad_RV, grad_context_RD = block_RU[:, :classes], None
         if grads.context is not None:
             grad_context_RD = grads.context[part].view(-1, features)
-        add_products(grad_RV, ones_R1[: len(grad_RV)], context_RD, weight, grad_context_RD, grads, strip_SU)
+        add_products(grad_RV, None, context_RD, weight, grad_context_RD, grads, strip_SU)
     if needs.prior_logits:
         prior_NK = torch.softmax(prior_logits_NK, dim=-1)
         grads = grads._replace(prior_logits=mass_NK - prior_NK * mass_NK.sum(dim=1, keepdim=True))

@@ -65,15 +65,13 @@ class How(NamedTuple):
 
     ignore_index: int
     implementation: str
-    block_bytes: int
-    accumulation_dtype: torch.dtype
-    min_posterior: float
-    label_smoothing: float
+    settings: Settings
 
 
 def _split(arguments: tuple[Any, ...]) -> tuple[Inputs, Tensor, How, tuple[Any, ...]]:
     """The arguments of an operator: inputs, target, how, and what only this one has."""
-    return arguments[:4], arguments[4], How(*arguments[5:11]), arguments[11:]
+    how = How(arguments[5], arguments[6], Settings(*arguments[7:11]))
+    return arguments[:4], arguments[4], how, arguments[11:]
 
 
 def fused_loss(
@@ -92,14 +90,7 @@ def fused_loss(
 
     See ``ops.walk.Walk`` for shapes. Only the loss is differentiable.
     """
-    how = How(
-        ignore_index,
-        implementation,
-        settings.block_bytes,
-        settings.accumulation_dtype,
-        settings.min_posterior,
-        settings.label_smoothing,
-    )
+    how = (ignore_index, implementation, *settings)
     inputs = (context, prior_logits, weight, bias)
     refuse_forward_mode(inputs)
     refuse_functional_gradient(inputs)
@@ -116,7 +107,7 @@ def _walk(
     inputs: Inputs, target: Tensor, how: How, token_weight: Tensor | None, needs: Needs
 ) -> tuple[Tensor, Tensor, Gradients]:
     """Loss (N), log P(target | component) (N, K) and the gradients of ``sum(token_weight * loss)``."""
-    settings = Settings(how.block_bytes, how.accumulation_dtype, how.min_posterior, how.label_smoothing)
+    settings = how.settings
     safe_target_N, counts_N, wrong_N = sort_targets(target, inputs[2].shape[0], how.ignore_index)
     if token_weight is not None:
         token_weight = token_weight.masked_fill(~counts_N, 0).masked_fill_(wrong_N, torch.nan)
@@ -226,14 +217,14 @@ def define(
 
 def _loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, target, how, (needs,) = _split(arguments)
-    token_weight = target.new_ones(target.shape, dtype=how.accumulation_dtype) if any(needs) else None
+    token_weight = target.new_ones(target.shape, dtype=how.settings.accumulation_dtype) if any(needs) else None
     loss_N, log_prob_NK, grads = _walk(inputs, target, how, token_weight, Needs(*needs))
     return loss_N.sum(), log_prob_NK, *outputs(grads, inputs)
 
 
 def _fake_loss_sum(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, _, how, (needs,) = _split(arguments)
-    log_prob_NK = inputs[1].new_empty(inputs[1].shape, dtype=how.accumulation_dtype)
+    log_prob_NK = inputs[1].new_empty(inputs[1].shape, dtype=how.settings.accumulation_dtype)
     return log_prob_NK.new_empty(()), log_prob_NK, *_fake_outputs(Needs(*needs), inputs)
 
 
@@ -298,7 +289,7 @@ def _losses(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _fake_losses(*arguments: Any) -> tuple[Tensor, Tensor]:
     inputs, target, how, _ = _split(arguments)
-    log_prob_NK = inputs[1].new_empty(inputs[1].shape, dtype=how.accumulation_dtype)
+    log_prob_NK = inputs[1].new_empty(inputs[1].shape, dtype=how.settings.accumulation_dtype)
     return log_prob_NK.new_empty(target.shape), log_prob_NK
 
 

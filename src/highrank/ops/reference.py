@@ -31,7 +31,7 @@ def mixture_loss(
     """The loss of each token (N) in nats, zero where ignored, or their sum; and log P(target | component) (N, K).
 
     The sum over tokens has ``settings.accumulation_dtype``, which what thousands of them add up to is in the range of;
-    all else has the inputs' dtype.
+    all else has the inputs' dtype, to which the sum's upstream gradient is rounded too.
     """
     target_N, counts_N, wrong_N = sort_targets(target, weight.shape[0], ignore_index)
     log_prob_NKV = component_log_prob(context, weight, bias)
@@ -39,7 +39,8 @@ def mixture_loss(
     loss_N = -log_prob_NV.gather(1, target_N.unsqueeze(1)).squeeze(1)
     if settings.label_smoothing:
         loss_N = (1 - settings.label_smoothing) * loss_N - settings.label_smoothing * log_prob_NV.mean(dim=1)
-    loss_N = loss_N.masked_fill(wrong_N, torch.nan).masked_fill(~counts_N, 0)
+    nan_if_wrong_N = torch.ones_like(loss_N).masked_fill(wrong_N, torch.nan)  # a factor: of the gradients too
+    loss_N = (loss_N * nan_if_wrong_N).masked_fill(~counts_N, 0)
     log_prob_NK = log_prob_NKV.detach().gather(2, target_N.view(-1, 1, 1).expand(-1, log_prob_NKV.shape[1], 1))
     return loss_N.sum(dtype=settings.accumulation_dtype) if summed else loss_N, log_prob_NK.squeeze(2)
 

@@ -109,9 +109,11 @@ def walk(
         if grad_context is not None:
             product_RD = torch.mm(block_RU, weight_UE)[:, :features]
             torch.mul(product_RD, row_weight_R1, out=grad_context[part].view(-1, features))
+            del product_RD
         if grad_UC is not None:
             weighted_RE = torch.mul(context_RE, row_weight_R1, out=torch.empty_like(context_RE))
             _add_product(grad_UC, block_RU.t(), weighted_RE[:, first:], beta=min(start, 1))
+            del weighted_RE  # or it would live beside the next block's
 
     grad_prior = grad_weight = grad_bias = None
     if needs.prior_logits and token_weight is not None:
@@ -150,4 +152,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
         torch.addmm(total, a, b, total.dtype, beta=beta, out=total)
     else:  # no such product there: rounded to a's dtype before it is summed
         product = torch.mm(a, b)
-        total.copy_(total + product if beta else product)
+        if beta:
+            total.add_(product)
+        else:
+            total.copy_(product)

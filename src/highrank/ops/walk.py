@@ -1,6 +1,5 @@
 """What a fused implementation computes: one walk over blocks of tokens that gives the loss and its gradients."""
 
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -27,8 +26,7 @@ class Gradients(NamedTuple):
     bias: Tensor | None
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """``LossOptions`` with every default filled in for the inputs at hand."""
 
     block_bytes: int
