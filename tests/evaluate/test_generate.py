@@ -208,7 +208,7 @@ def test_text() -> None:
     assert " \n" not in text
     assert "\n " not in text
     told = Telling()
-    prompted = generate_text(model, vocabulary, "w5 never-seen", 20, seed=2, display=told)
-    assert told.messages == ["not in the vocabulary, read as <unk>: never-seen"]
-    assert prompted.replace("\n", " <eos> ").split() == [words[n] for n in generate(model, [5, 1], 20, seed=2)]
+    prompted = generate_text(model, vocabulary, "W5, never-seen", 20, seed=2, display=told)
+    assert told.messages == ["not in the vocabulary, read as <unk>: ,, never-seen"]
+    assert prompted.replace("\n", " <eos> ").split() == [words[n] for n in generate(model, [0, 5, 1], 20, seed=2)]
     assert "<unk>" not in generate_text(model, vocabulary, "", 400, seed=2, allow_unknown=False)

@@ -24,7 +24,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--top-p", type=float, default=1.0, metavar="P", help="only the fewest words that hold a share P (1: all)"
     )
-    parser.add_argument("--prompt", default="", help="words to go on from (default: the start of a line)")
+    parser.add_argument("--prompt", default="", help="the beginning of a line, to go on from (default: none of it)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default: 0)")
     parser.add_argument("--no-unk", action="store_true", help="never draw <unk>")
     add_stage_option(parser)

@@ -23,6 +23,7 @@ from highrank.cli import (
     report,
     run,
     runs,
+    score,
     train,
 )
 from highrank.cli.launch import AFTER_LOSS, STOPPED, ignore_interrupts, launch, launched, leave, restarted
@@ -42,6 +43,7 @@ COMMANDS = (
     components,
     report,
     explore,
+    score,
     generate,
     run,
     import_model,

@@ -21,6 +21,7 @@ from highrank.evaluate.prediction import Explanation, Prediction, predict_next
 from highrank.evaluate.rank import Rank, rank
 from highrank.evaluate.rank_of_run import PAPER_RANKS, rank_run
 from highrank.evaluate.search import Trial, search_settings
+from highrank.evaluate.surprisal import Score, ScoredWord, Surprisal, score_text, surprisal
 from highrank.evaluate.temperature import TemperatureSearch, evaluate_at, tune_temperature
 from highrank.evaluate.temperature_of_run import evaluate_run_at, tune_temperature_of
 
@@ -35,6 +36,9 @@ __all__ = [
     "Prediction",
     "Rank",
     "Sampling",
+    "Score",
+    "ScoredWord",
+    "Surprisal",
     "TemperatureSearch",
     "Trial",
     "cached_statistics",
@@ -58,8 +62,10 @@ __all__ = [
     "rank_run",
     "read_matrix",
     "read_passage",
+    "score_text",
     "scored_settings",
     "search_settings",
+    "surprisal",
     "tune_temperature",
     "tune_temperature_of",
 ]

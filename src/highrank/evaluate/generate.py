@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from highrank.data import Vocabulary
+from highrank.data.typed import read_as, read_text
 from highrank.data.vocabulary import END_OF_LINE, UNKNOWN
 from highrank.errors import UserError, one_line
 from highrank.models import LanguageModel, detached, evaluating
@@ -78,17 +79,16 @@ def generate_text(
     allow_unknown: bool = True,
     display: Display = SILENT,
 ) -> str:
-    """``words`` words that follow ``prompt``, as text: ``<eos>`` becomes a line's end. Starts a line if no prompt.
+    """``words`` words that follow ``prompt``, which begins a line, as text: ``<eos>`` becomes a line's end.
 
-    ``display`` is told which words of the prompt are not in the vocabulary, and read as ``<unk>``.
+    The prompt is read as ``data.typed.read_text`` reads; ``display`` is told what of it is not in the vocabulary.
     """
-    typed = prompt.split()
-    start = vocabulary.encode(typed or [END_OF_LINE])
-    if strange := list(dict.fromkeys(word for word in typed if word not in vocabulary.index)):
-        display.message(one_line(f"not in the vocabulary, read as {UNKNOWN}: {', '.join(strange)}"))
+    reading = read_text(prompt, vocabulary)
+    if reading.unknown:
+        display.message(one_line(f"not in the vocabulary, {read_as(vocabulary)}: {', '.join(reading.unknown)}"))
     unknown = vocabulary.index.get(UNKNOWN)
     banned = [] if allow_unknown or unknown is None else [unknown]
-    numbers = generate(model, start, words, sampling=sampling, seed=seed, banned=banned)
+    numbers = generate(model, reading.tokens, words, sampling=sampling, seed=seed, banned=banned)
     drawn = []
     for number in numbers:
         drawn.append(vocabulary.words[number])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from highrank.data import Corpus
 from highrank.data.batches import SHORTEST_TRAINING_COLUMN, Columns
+from highrank.data.typed import Reading, read_text
 from highrank.errors import UserError
 from highrank.evaluate import (
     Adaptation,
@@ -26,7 +27,6 @@ from highrank.evaluate import (
     predict_next,
     scored_settings,
 )
-from highrank.explore.reading import Reading, read_text
 from highrank.models import LanguageModel
 from highrank.perplexity import perplexity
 from highrank.progress import SILENT, Display

@@ -7,10 +7,10 @@ from html import escape
 from torch import Tensor
 
 from highrank.data import Vocabulary
+from highrank.data.typed import Reading
 from highrank.data.vocabulary import END_OF_LINE, UNKNOWN
 from highrank.evaluate import Prediction
 from highrank.explore.explorer import Adapted, Change, Explorer, View
-from highrank.explore.reading import Reading
 from highrank.heads import Head, MixtureOfContexts, MixtureOfSoftmaxes
 
 __all__ = [

@@ -3,7 +3,7 @@
 import pytest
 
 from highrank.data import Vocabulary
-from highrank.explore.reading import Word, read_text
+from highrank.data.typed import Word, read_text, read_word
 
 VOCABULARY = Vocabulary(("<eos>", "the", "cat", "<unk>", "N", "Paris"))
 
@@ -29,6 +29,25 @@ def words(text: str, vocabulary: Vocabulary = VOCABULARY) -> list[str]:
 )
 def test_what_is_read(text: str, read: list[str]) -> None:
     assert words(text) == read
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("cat,", [("cat", "cat"), (",", None)]),
+        ("(The", [("(", None), ("The", "the")]),
+        ("dog.", [("dog.", "<unk>")]),
+        ("dog.The", [("dog", "<unk>"), (".", None), ("The", "the")]),
+        (",", [(",", "<unk>")]),
+    ],
+)
+def test_a_word_is_cut_where_the_vocabulary_knows_a_piece(typed: str, read: list[tuple[str, str | None]]) -> None:
+    assert read_word(typed, VOCABULARY) == read
+
+
+def test_a_mark_that_is_known_is_a_word() -> None:
+    vocabulary = Vocabulary(("<eos>", "<unk>", "cat", ","))
+    assert words("cat, dog,", vocabulary) == ["<eos>", "cat", ",", "<unk>", ","]
 
 
 def test_unknown_words_are_named_once() -> None:
