@@ -48,3 +48,13 @@ def test_a_large_min_posterior_shows_in_the_gradients() -> None:
     for name in ("head.projection.weight", "head.bias", "backbone.embedding"):
         assert (filtered[name] - exact[name]).norm() > 0.01 * exact[name].norm(), name
     assert filtered["head.prior.weight"].equal(exact["head.prior.weight"])  # the filter leaves the prior alone
+
+
+@pytest.mark.parametrize("implementation", ["auto", "chunked"])
+@pytest.mark.parametrize("head", HEADS)
+def test_implementation_reaches_every_head(head: str, implementation: str) -> None:
+    train = {"implementation": implementation, "past_decode": 0.1}
+    values = {"data": {"corpus": "none"}, "model": SIZES | {"head": head}, "train": train}
+    model = build_model(parse_config(values, source="test"), WORDS)
+    assert model.past_decoder is not None
+    assert [each.implementation for each in (model.head, model.past_decoder)] == [implementation] * 2

@@ -24,9 +24,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     add_run_argument(parser)
     add_data_option(parser)
-    add_set_option(
-        parser, "change a setting of the run, of [finetune] or [dynamic], train.cuda_graphs or train.recurrence"
-    )
+    add_set_option(parser, "change a setting of the run, of [finetune] or [dynamic], or how updates are computed")
     add_training_options(parser)
     add_device_option(parser)
     add_workers_options(parser)

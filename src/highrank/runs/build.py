@@ -34,6 +34,9 @@ def build_model(config: Config, vocab_size: int) -> LanguageModel:
         head = _build_head(config, vocab_size)
         width = model.embedding_features
         past_decoder = Softmax(width, vocab_size, context_features=width) if config.train.past_decode else None
+        for each in (head, past_decoder):
+            if each is not None:
+                each.implementation = config.train.implementation
         return LanguageModel(backbone, head, tied=model.tied, past_decoder=past_decoder)
 
 

@@ -147,6 +147,10 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         Literal["torch", "triton"],
         Says("who computes it: PyTorch (on a GPU cuDNN), or our kernels for NVIDIA GPUs, which need bfloat16"),
     ] = "torch"
+    implementation: Annotated[
+        Literal["auto", "chunked"],
+        Says("of the loss, here and in evaluation: the fastest that can run, or PyTorch's operations on a GPU too"),
+    ] = "auto"
     cuda_graphs: Annotated[
         bool,
         Says("on an NVIDIA GPU: record forward and backward pass once a length of segment and replay them: same bits"),

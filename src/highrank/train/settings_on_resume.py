@@ -19,8 +19,8 @@ from highrank.train.checks import check_can_go_on, check_can_train, check_not_be
 
 __all__ = ["open_or_create", "set_later_settings"]
 
-# They say how an update is computed, not which: CUDA graphs change no bit, the recurrence only how it is rounded.
-EXECUTION = ("cuda_graphs", "recurrence")
+# They say how an update is computed, not which: CUDA graphs change no bit, the others only how it is rounded.
+EXECUTION = ("cuda_graphs", "recurrence", "implementation")
 MAY_CHANGE_LATER = ("finetune", "dynamic", *(f"train.{name}" for name in EXECUTION))
 MAY_CHANGE = ("train.lr", "train.clip", *MAY_CHANGE_LATER)
 STAGE_IN_WORDS = {"train": "training", "finetune": "fine-tuning"}
@@ -119,7 +119,7 @@ def set_later_settings(
     changed = parse_config(msgspec.to_builtins(begun), source=str(run.path), overrides=overrides)
     if _changed_but(MAY_CHANGE_LATER, begun, changed):
         raise UserError(
-            "--set: a trained run can change [finetune], [dynamic], train.cuda_graphs and train.recurrence only, "
+            f"--set: a trained run can change [finetune], [dynamic] and {', '.join(MAY_CHANGE_LATER[2:])} only, "
             f"got {' '.join(overrides)}"
         )
     if not resume:
