@@ -39,6 +39,14 @@ def test_dry_run_writes_nothing(small_text: Path, tmp_path: Path, monkeypatch: p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("average_from", "said"), [(4, True), (3, False), (0, False)])
+def test_too_few_epochs_to_average_are_told(average_from: int, said: bool, small_text: Path) -> None:
+    settings = "--set", "train.epochs=3", "--set", f"train.average_from={average_from}"
+    done = here("train", RECIPE, "--data", small_text, *settings, "--dry-run")
+    assert done.returncode == 0
+    assert ("train.average_from=4: weights are not averaged before training ends, with epoch 3" in done.stderr) == said
+
+
 @pytest.mark.parametrize("micro_batch", [2, 0])
 def test_dry_run_tells_the_time_of_an_update(
     micro_batch: int, small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

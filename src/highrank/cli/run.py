@@ -12,7 +12,7 @@ from highrank.cli.options import (
     add_workers_options,
 )
 from highrank.cli.output import add_json_option, print_result
-from highrank.cli.train import read_recipe, text_for
+from highrank.cli.train import read_recipe, text_for, warn_of_averaging
 
 __all__ = ["add_parser", "run"]
 
@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         held.enter_context(at_work(out, workers))  # over all stages and what lies between them
         where.display.message(f"run folder: {out}")
+        warn_of_averaging(config, where.display)
         # Each step knows whether it is done, so that a resumed run goes on where it stopped.
         for stage, step in (("train", train), ("finetune", finetune)):
             step(folder, corpus, where, resume=arguments.resume)

@@ -18,10 +18,11 @@ from highrank.errors import UserError
 
 if TYPE_CHECKING:
     from highrank.data import Corpus
+    from highrank.progress import Display
     from highrank.runs import Config
     from highrank.train import Machine
 
-__all__ = ["add_parser", "best_lines", "read_recipe", "run", "text_for"]
+__all__ = ["add_parser", "best_lines", "read_recipe", "run", "text_for", "warn_of_averaging"]
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -66,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
         )
         where.display.message(f"run folder: {out}")
+        warn_of_averaging(config, where.display)
         with interruptible(where) as ending:
             figures = train(run_folder, corpus, where, resume=arguments.resume)
     if ending.exit_code or not where.workers.is_first:
@@ -80,6 +82,16 @@ def read_recipe(arguments: argparse.Namespace) -> tuple["Config", Path]:
 
     path = find_recipe(arguments.recipe)
     return read_config(path, overrides=arguments.overrides), arguments.out or Path("runs") / path.stem
+
+
+def warn_of_averaging(config: "Config", display: "Display") -> None:
+    """Fewer epochs than the recipe's may end before the one from which it averages: that costs many points."""
+    train = config.train
+    if train.average_from > train.epochs:
+        display.message(
+            f"train.average_from={train.average_from}: weights are not averaged before training ends, with epoch "
+            f"{train.epochs}, unless validation stalls; --set train.average_from={train.epochs} averages the last epoch"
+        )
 
 
 def text_for(config: "Config", out: Path, arguments: argparse.Namespace, where: "Machine") -> "Corpus":
@@ -114,6 +126,7 @@ def _dry_run(config: "Config", arguments: argparse.Namespace) -> int:
     with ConsoleDisplay() as display:
         corpus: Corpus = corpus_for(config, arguments.data, display=display)
         check_can_train(config, corpus, arguments.workers, device)
+        warn_of_averaging(config, display)
         cost = estimate(config, corpus)
         if arguments.time:
             cost |= {
