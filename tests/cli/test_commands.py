@@ -104,7 +104,10 @@ def test_a_dynamic_evaluation_says_which_one_it_replaces(trained: Path, tmp_path
 
 
 def test_search_and_the_old_defect(trained: Path) -> None:
-    found = json.loads(here("dynamic-eval", trained, "--search", "300", "--json").stdout)
+    searched = here("dynamic-eval", trained, "--search", "300", "--json")
+    found = json.loads(searched.stdout)
+    best = found["settings"]
+    assert f"search: best with --lr {best['lr']!r} --lamb {best['lamb']!r}" in searched.stderr
     losses = [trial["loss_nats"] for trial in found["search"]]
     assert losses == sorted(losses)
     assert len(losses) >= 3
