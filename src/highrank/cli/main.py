@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import highrank.cli.environment  # noqa: F401 - before anything loads PyTorch
 from highrank import __version__
 from highrank.cli import (
+    cache_eval,
     compare,
     components,
     data,
@@ -39,6 +40,7 @@ COMMANDS = (
     finetune,
     evaluate,
     dynamic_eval,
+    cache_eval,
     rank,
     components,
     report,

@@ -1,6 +1,8 @@
 """Evaluation of a trained model on text: static, dynamic, by its own samples, by its rank and its components."""
 
 from highrank.evaluate.adaptation import Adaptation, DynamicSettings, GradientStatistics
+from highrank.evaluate.cache import DEFAULT_WINDOW, CacheSettings, evaluate_with_cache, tune_cache
+from highrank.evaluate.cache_of_run import evaluate_run_with_cache
 from highrank.evaluate.components_of_run import components_run
 from highrank.evaluate.dynamic import dynamic_evaluate, gradient_statistics
 from highrank.evaluate.generate import Sampling, generate, generate_text
@@ -26,8 +28,10 @@ from highrank.evaluate.temperature import TemperatureSearch, evaluate_at, tune_t
 from highrank.evaluate.temperature_of_run import evaluate_run_at, tune_temperature_of
 
 __all__ = [
+    "DEFAULT_WINDOW",
     "PAPER_RANKS",
     "Adaptation",
+    "CacheSettings",
     "DynamicSettings",
     "Evaluation",
     "Explanation",
@@ -50,6 +54,8 @@ __all__ = [
     "evaluate_at",
     "evaluate_run",
     "evaluate_run_at",
+    "evaluate_run_with_cache",
+    "evaluate_with_cache",
     "generate",
     "generate_text",
     "gradient_statistics",
@@ -66,6 +72,7 @@ __all__ = [
     "scored_settings",
     "search_settings",
     "surprisal",
+    "tune_cache",
     "tune_temperature",
     "tune_temperature_of",
 ]

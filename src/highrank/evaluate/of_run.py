@@ -145,7 +145,7 @@ def dynamic_evaluate_run(
                 "start from a lower --lr"
             )
         settings = trials[0].settings
-        display.message(f"search: best with --lr {settings.lr!r} --lamb {settings.lamb!r}")  # should it be cut short now
+        display.message(f"search: best with --lr {settings.lr!r} --lamb {settings.lamb!r}")
         result["search"] = [
             {"lr": trial.settings.lr, "lamb": trial.settings.lamb, "tokens": trial.tokens, "loss_nats": trial.loss_nats}
             for trial in trials

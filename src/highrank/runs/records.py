@@ -85,6 +85,7 @@ class Result(TypedDict, total=False):
     valid: SplitResult
     test: SplitResult
     tempered: TemperedResult
+    cache: dict[str, Any]
     valid_perplexity: float
     epochs: int
     updates: int
