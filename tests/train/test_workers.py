@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.launcher.api import LaunchConfig
 
 from benchmarks.processes import (
     RECIPE,
@@ -29,6 +30,7 @@ from benchmarks.processes import (
 )
 from benchmarks.same_bits import checksums, compare
 from benchmarks.workers_agree import agreement, train_with
+from highrank.cli.launch import launch
 from highrank.data import load_corpus
 from highrank.errors import UserError
 from highrank.runs import RunFolder, read_config
@@ -170,6 +172,38 @@ def loads_pytorch(process: int) -> bool:
         return begun and "libtorch" in Path(f"/proc/{process}/maps").read_text()
     except (FileNotFoundError, ProcessLookupError):  # something that the launcher asked, and that has ended
         return False
+
+
+@pytest.mark.slow
+def test_a_signal_waits_for_an_update_that_takes_longer_than_the_agent_would(alone: Setting, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = begin(run, alone, 2, "--worker-timeout", "120")
+    after_some_updates(process, run)
+    slow = workers_of(process)[1]
+    os.kill(slow, signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(AGENT_WAITS_S + 5)
+    os.kill(slow, signal.SIGCONT)
+    done = ended(process, 30)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.count("go on with --resume") == 1
+
+
+def test_the_agent_is_told_to_wait_a_day_unless_its_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    waits: list[float] = []
+
+    def started(config: LaunchConfig, entrypoint: str) -> Callable[..., None]:
+        if not hasattr(config, "shutdown_timeout"):
+            pytest.skip("PyTorch 2.11 cannot be told")
+        waits.append(config.shutdown_timeout)
+        return lambda *words: None
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", started)
+    launch(["-m", "highrank"], 2)
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "7")
+    launch(["-m", "highrank"], 2)
+    assert waits == [86400, 7]
 
 
 def same_bits(run: Path, reference: Path) -> None:
