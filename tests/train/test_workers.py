@@ -398,18 +398,25 @@ def test_two_machines_whose_link_is_cut(
     same_bits(runs[0], alone.reference)
 
 
-def test_where_nobody_is_lost_the_error_says_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        (True, r"all of them are alive \(CUDA error: device-side assert triggered\); start it"),
+        (False, r"1 \(process 7\) has died .* \(worker 0 met: CUDA error: device-side assert triggered\); start it"),
+    ],
+)
+def test_the_error_that_a_worker_met_is_in_the_line(answers: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = dist.HashStore()
-    store.set("answers/1", "1")
+    store.set("place/1", "process 7")
+    if answers:
+        store.set("answers/1", "1")
     workers = Workers(0, 2, store, after_loss="start it again")
 
     def failing(*arguments: object, **options: object) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered\nCompile with ...")
 
     monkeypatch.setattr(dist, "all_reduce", failing)
-    with pytest.raises(
-        UserError, match=r"all of them are alive \(CUDA error: device-side assert triggered\); start it"
-    ):
+    with pytest.raises(UserError, match=said):
         workers.largest(1)
 
 
