@@ -133,6 +133,16 @@ def test_figures_of_another_control_or_text_are_said_to_be(made: Made, tmp_path:
     assert f"--control {softmax.path}" in subject.notes["components"]
 
 
+def test_figures_of_a_control_that_has_been_fine_tuned_since_are_said_to_be(made: Made, tmp_path: Path) -> None:
+    runs = [RunFolder.open(shutil.copytree(run, tmp_path / run.name)) for run in made.runs]
+    components_run(runs[0], made.corpus, control=runs[1])
+    wanted = Wanted(passage_words=0)
+    assert "components" not in gather(runs, lambda run: made.corpus, wanted)[0].notes
+    (runs[1].path / "finetune").mkdir()
+    shutil.copy(runs[1].best_model_path("train"), runs[1].best_model_path("finetune"))
+    assert f"--control {runs[1].path}" in gather(runs, lambda run: made.corpus, wanted)[0].notes["components"]
+
+
 def test_the_switch_to_averaging_and_the_stages_are_marked(made: Made) -> None:
     history = history_of(RunFolder.open(made.runs[0]))
     marks = {mark.what: mark for mark in history.marks}
