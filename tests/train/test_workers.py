@@ -284,6 +284,15 @@ def test_an_error_is_one_line_whoever_meets_it(alone: Setting, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+def test_events_that_cannot_be_written_are_one_line_of_several_workers(alone: Setting) -> None:
+    run = alone.copy("without-events", finished=False)
+    shutil.rmtree(run / "tensorboard")
+    (run / "tensorboard").symlink_to("/sys")  # which takes no new folder, whoever asks
+    done = finish([*train_command(run, alone.text, *THREE, "--resume"), "--workers", "2"])
+    line = one_line(done, str(run / "tensorboard"))
+    assert "died" not in line
+
+
 @pytest.mark.parametrize("name", ["rank", "components", "report"])
 def test_a_command_that_shares_no_work_refuses_several_workers(name: str, alone: Setting, tmp_path: Path) -> None:
     run = tmp_path / "run"
