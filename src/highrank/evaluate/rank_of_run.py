@@ -106,6 +106,7 @@ def rank_bound(head: Head) -> int | None:
     return head.context_features + (1 if head.bias is None else 2)
 
 
+@torch.no_grad()
 def log_prob_matrix(
     model: LanguageModel,
     tokens: NDArray[np.int32],
