@@ -124,9 +124,11 @@ class Workers:
     def _lost(self, error: RuntimeError) -> str:
         """Who does not answer a roll call, which goes through the store: the connections between workers are gone.
 
-        Where all answer it is ``error`` that says what went wrong, which need not have been a connection.
+        ``error`` need not have been of a connection: of one that only this worker had the others know nothing, and do
+        not answer either.
         """
         assert self._store is not None
+        first_line = str(error).strip().partition("\n")[0]
         try:
             self._store.set(f"answers/{self.rank}", "1")
             waiting = set(range(self.count)) - {self.rank}
@@ -138,9 +140,9 @@ class Workers:
         except RuntimeError:
             return "the machine of worker 0, where the workers meet, cannot be reached any more"
         if not names:
-            first_line = str(error).strip().partition("\n")[0]
             return f"what the workers do together failed, though all of them are alive ({first_line})"
-        return f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} died or stopped answering"
+        have = "has" if len(names) == 1 else "have"
+        return f"{' and '.join(names)} {have} died or stopped answering (worker {self.rank} met: {first_line})"
 
 
 ALONE = Workers()

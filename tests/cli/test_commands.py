@@ -225,3 +225,15 @@ def test_a_reader_that_has_gone(words: str, trained: Path) -> None:
     os.close(write_end)
     assert done.returncode == 1
     assert b"Errno" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("words", ["runs RUN", "generate RUN --words 3000 --device cpu"])
+def test_an_output_on_a_full_disk_is_one_line(words: str, trained: Path) -> None:
+    arguments = command(*(trained if word == "RUN" else word for word in words.split()))
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            arguments, stdout=full, stderr=subprocess.PIPE, env=buffered, timeout=300, check=False, text=True
+        )
+    assert (done.returncode, done.stderr) == (1, "highrank: [Errno 28] No space left on device\n")

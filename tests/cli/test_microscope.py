@@ -91,6 +91,9 @@ def test_runs_of_different_vocabularies_are_listed_with_a_warning(
     folders = [runs / "softmax", tmp_path / "other"]
     assert "The runs have different vocabularies" in done(capsys, "rank", *folders, "--contexts", "20")
     assert json.loads(done(capsys, "rank", *folders, "--contexts", "20", "--json"))["same_vocabulary"] is False
+    (runs / "softmax" / "rank.json").unlink()
+    assert f"{tmp_path / 'other'}: test: " in refused(capsys, "rank", *folders, "--contexts", 600)
+    assert not (runs / "softmax" / "rank.json").exists(), "the first was measured before the second was looked at"
     line = refused(capsys, "components", runs / "mixture-of-softmaxes", "--control", tmp_path / "other")
     assert "another vocabulary" in line
 

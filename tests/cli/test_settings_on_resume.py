@@ -138,6 +138,12 @@ def test_other_settings_for_a_fine_tuning_at_its_end_are_refused(run: Path, smal
     records = [(r["event"], r["step"]) for r in tuned.metrics() if r["stage"] == "finetune"]
     assert len(records) == len(set(records)), "what the removed one had recorded is recorded still"
 
+    for stage in ("finetune", "train"):
+        shutil.rmtree(run / stage)
+    before = checksums(run)
+    one_line(here(*tune, *setting("finetune.epochs=3")), "no trained model to fine-tune")
+    assert checksums(run) == before
+
 
 def test_what_was_measured_of_a_fine_tuning_that_was_removed_is_forgotten(run: Path, small_text: Path) -> None:
     """Else the new one would count as ended before it is."""
@@ -178,8 +184,10 @@ def test_a_run_begun_on_a_gpu_goes_on_without_one(run: Path, resumed: Callable[.
     shutil.rmtree(run / "finetune")
     tune = ["finetune", run, "--device", "cpu", "--data", small_text]
     one_line(here(*tune), "--set train.cuda_graphs=false", codes=(2,))
+    before = checksums(run)
     one_line(here(*tune, *setting(*here_too)), "--set train.recurrence=torch", codes=(2,))
-    done = here(*tune, *setting("train.recurrence=torch"))
+    assert checksums(run) == before
+    done = here(*tune, *setting(*here_too, "train.recurrence=torch"))
     assert done.returncode == 0, done.stderr
 
     begun = (run / "config.toml").read_text().replace("cuda_graphs = false", "cuda_graphs = true")

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from benchmarks import textbook
 from benchmarks.harness import memory_of
 from highrank import LossOptions
+from highrank.data.batches import Columns
 from highrank.errors import UserError
 from highrank.evaluate import Evaluation, evaluate
+from highrank.evaluate.held_out import read_text
 from highrank.models import Dropout
 from highrank.progress import Pace
 from tests.parity import small_model, textbook_twin
@@ -34,6 +36,13 @@ def test_is_the_textbook_evaluation(batch: int, length: int) -> None:
     assert paper.loss_nats == pytest.approx(textbook.evaluate_paper(twin, as_tensor, batch), rel=1e-11)
     assert paper.perplexity == pytest.approx(math.exp(paper.loss_nats), rel=1e-12)
     assert paper.loss_nats < exact.loss_nats
+
+
+def test_a_text_that_is_being_read_leaves_gradients_to_the_caller() -> None:
+    reading = read_text(small_model(), Columns(text(301), 1, what="text"), 10)
+    _, hidden_TBH = next(reading)
+    assert torch.is_grad_enabled()
+    assert not hidden_TBH.requires_grad
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -258,6 +258,7 @@ def test_the_matrix_of_a_model_is_the_head_in_float64_after_the_text_before() ->
     positions = evenly_spaced(40, 2499)
     assert len(set(positions.tolist())) == 40
     matrix = log_prob_matrix(model, tokens, positions)
+    assert not matrix.requires_grad
     assert matrix.dtype == torch.float64
     assert next(model.head.parameters()).dtype == torch.float32
     with torch.no_grad():

@@ -19,7 +19,7 @@ from benchmarks.fuzzing.damage import nasty_tree
 from benchmarks.processes import here, one_line
 from highrank.data import Corpus
 from highrank.errors import UserError
-from highrank.evaluate import components_run, dynamic_settings, rank_run
+from highrank.evaluate import components_run, dynamic_settings, evaluate_run, rank_run
 from highrank.explore import Explorer
 from highrank.report import Wanted, check_comparable, check_plotting, gather, write_figures, write_page
 from highrank.report.figure import Figure
@@ -133,6 +133,16 @@ def test_figures_of_another_control_or_text_are_said_to_be(made: Made, tmp_path:
     assert f"--control {softmax.path}" in subject.notes["components"]
 
 
+def test_figures_of_a_control_that_has_been_fine_tuned_since_are_said_to_be(made: Made, tmp_path: Path) -> None:
+    runs = [RunFolder.open(shutil.copytree(run, tmp_path / run.name)) for run in made.runs]
+    components_run(runs[0], made.corpus, control=runs[1])
+    wanted = Wanted(passage_words=0)
+    assert "components" not in gather(runs, lambda run: made.corpus, wanted)[0].notes
+    (runs[1].path / "finetune").mkdir()
+    shutil.copy(runs[1].best_model_path("train"), runs[1].best_model_path("finetune"))
+    assert f"--control {runs[1].path}" in gather(runs, lambda run: made.corpus, wanted)[0].notes["components"]
+
+
 def test_the_switch_to_averaging_and_the_stages_are_marked(made: Made) -> None:
     history = history_of(RunFolder.open(made.runs[0]))
     marks = {mark.what: mark for mark in history.marks}
@@ -205,8 +215,14 @@ def test_a_stage_that_is_under_way_is_said_to_be(made: Made, tmp_path: Path) -> 
     copy = tmp_path / "copy"
     shutil.copytree(made.runs[1], copy)
     (copy / "results.json").unlink()
-    (row,) = result_rows(gather([RunFolder.open(copy)], lambda run: made.corpus, Wanted(passage_words=0)))
+    run = RunFolder.open(copy)
+    evaluate_run(run, made.corpus, "test")
+    subjects = gather([run], lambda run: made.corpus, Wanted(passage_words=0))
+    (row,) = result_rows(subjects)
     assert row.cells["train", "valid"].so_far
+    assert row.cells["train", "test"].so_far
+    write_page(tmp_path / "report.html", subjects, [], command="")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("so far</span>") == 2
 
 
 @pytest.mark.parametrize("tokens", [0, 300])

@@ -1,5 +1,6 @@
 """What the loop tells of itself: rates; and time and speed, by a clock on which only that passes which a test says."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,14 @@ import pytest
 from benchmarks.processes import RECIPE
 from highrank.data import load_corpus
 from highrank.data.batches import segment_length
+from highrank.progress import SILENT
 from highrank.random import derived_seed
 from highrank.runs import RunFolder, read_config
 from highrank.train import Machine, StageState, loop, train_stage
 from highrank.train.checks import training_columns
+from highrank.train.recorder import Recorder
+from highrank.workers import ALONE
+from tests.untrained import make_run
 
 
 class Clock:
@@ -70,3 +75,13 @@ def test_a_record_has_the_rate_of_its_last_update_and_the_speed_of_updates_alone
     lengths = [segment_length(seed, step, of.bptt, of.max_length_delta) for step in range(50)]
     assert record["lr"] == of.lr * (1 - sum(lengths[:-1]) / training_columns(config, corpus).length)
     assert record["tokens_per_s"] == pytest.approx(sum(lengths) * of.batch / (50 * 0.5), abs=0.06)
+
+
+def test_a_tensorboard_that_cannot_be_imported_is_as_none(
+    monkeypatch: pytest.MonkeyPatch, small_text: Path, tmp_path: Path
+) -> None:
+    """Not installed, though a folder of that name may lie where the command is run."""
+    monkeypatch.setitem(sys.modules, "highrank.train.events", None)
+    run = make_run(tmp_path / "run", load_corpus(small_text))
+    Recorder(run, "train", SILENT, ALONE, first_step=1).close()
+    assert not (run.path / "tensorboard").exists()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.launcher.api import LaunchConfig
 
 from benchmarks.processes import (
     RECIPE,
@@ -29,6 +30,7 @@ from benchmarks.processes import (
 )
 from benchmarks.same_bits import checksums, compare
 from benchmarks.workers_agree import agreement, train_with
+from highrank.cli.launch import launch
 from highrank.data import load_corpus
 from highrank.errors import UserError
 from highrank.runs import RunFolder, read_config
@@ -172,6 +174,38 @@ def loads_pytorch(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
+def test_a_signal_waits_for_an_update_that_takes_longer_than_the_agent_would(alone: Setting, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = begin(run, alone, 2, "--worker-timeout", "120")
+    after_some_updates(process, run)
+    slow = workers_of(process)[1]
+    os.kill(slow, signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(AGENT_WAITS_S + 5)
+    os.kill(slow, signal.SIGCONT)
+    done = ended(process, 30)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.count("go on with --resume") == 1
+
+
+def test_the_agent_is_told_to_wait_a_day_unless_its_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    waits: list[float] = []
+
+    def started(config: LaunchConfig, entrypoint: str) -> Callable[..., None]:
+        if not hasattr(config, "shutdown_timeout"):
+            pytest.skip("PyTorch 2.11 cannot be told")
+        waits.append(config.shutdown_timeout)
+        return lambda *words: None
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", started)
+    launch(["-m", "highrank"], 2)
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "7")
+    launch(["-m", "highrank"], 2)
+    assert waits == [86400, 7]
+
+
 def same_bits(run: Path, reference: Path) -> None:
     found = compare(run, reference)
     assert found.tensors > 50
@@ -248,6 +282,15 @@ def test_an_error_is_one_line_whoever_meets_it(alone: Setting, tmp_path: Path) -
     one_line(many, "3 workers, but an update has 2 micro-batches", codes=(2,))
     assert many.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_events_that_cannot_be_written_are_one_line_of_several_workers(alone: Setting) -> None:
+    run = alone.copy("without-events", finished=False)
+    shutil.rmtree(run / "tensorboard")
+    (run / "tensorboard").symlink_to("/sys")  # which takes no new folder, whoever asks
+    done = finish([*train_command(run, alone.text, *THREE, "--resume"), "--workers", "2"])
+    line = one_line(done, str(run / "tensorboard"))
+    assert "died" not in line
 
 
 @pytest.mark.parametrize("name", ["rank", "components", "report"])
@@ -364,18 +407,25 @@ def test_two_machines_whose_link_is_cut(
     same_bits(runs[0], alone.reference)
 
 
-def test_where_nobody_is_lost_the_error_says_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        (True, r"all of them are alive \(CUDA error: device-side assert triggered\); start it"),
+        (False, r"1 \(process 7\) has died .* \(worker 0 met: CUDA error: device-side assert triggered\); start it"),
+    ],
+)
+def test_the_error_that_a_worker_met_is_in_the_line(answers: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = dist.HashStore()
-    store.set("answers/1", "1")
+    store.set("place/1", "process 7")
+    if answers:
+        store.set("answers/1", "1")
     workers = Workers(0, 2, store, after_loss="start it again")
 
     def failing(*arguments: object, **options: object) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered\nCompile with ...")
 
     monkeypatch.setattr(dist, "all_reduce", failing)
-    with pytest.raises(
-        UserError, match=r"all of them are alive \(CUDA error: device-side assert triggered\); start it"
-    ):
+    with pytest.raises(UserError, match=said):
         workers.largest(1)
 
 

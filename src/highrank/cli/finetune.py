@@ -42,7 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
         corpus = corpus_of(opened, arguments.data, display=where.display)
         run_folder = where.workers.first(
             lambda: set_later_settings(
-                opened, arguments.overrides, resume=arguments.resume, notice=where.display.message
+                opened,
+                corpus,
+                arguments.overrides,
+                resume=arguments.resume,
+                workers=where.workers.count,
+                device=where.device,
+                notice=where.display.message,
             )
         )
         figures = finetune(run_folder, corpus, where, resume=arguments.resume)

@@ -24,6 +24,9 @@ LAUNCHED = "HIGHRANK_LAUNCHED"  # by us: then the launching process is the one v
 AFTER_LOSS = "start it again"  # what to do when a worker is lost; of stages, which save, their options say more
 STOPPED = 130  # by Ctrl-C
 SAVED = (STOPPED, 143, 129)  # a worker that saved and stopped, as Ctrl-C, SIGTERM or SIGHUP asked
+# The agent kills what has not stopped so long after a signal: longer than the update or validation that comes first.
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # PyTorch 2.11 has 30 s, and does not read this
+A_DAY_S = "86400"
 
 
 def launched() -> bool:
@@ -46,19 +49,23 @@ def launch(command: Sequence[str], workers: int, *, after_loss: str = AFTER_LOSS
     for name in list(logging.root.manager.loggerDict):  # many have a level of their own
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # we say in a line what it says in many
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=workers,
-        run_id="highrank",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        signals_to_handle=",".join(_passed_on()),
-    )
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
+    environment = {
+        LAUNCHED: "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // workers))),
+        SHUTDOWN_TIMEOUT: os.environ.get(SHUTDOWN_TIMEOUT, A_DAY_S),
+    }
     try:
-        with _environment({LAUNCHED: "1", "OMP_NUM_THREADS": threads}):
+        with _environment(environment):
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=workers,
+                run_id="highrank",
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                max_restarts=0,
+                signals_to_handle=",".join(_passed_on()),
+            )
             elastic_launch(config, sys.executable)(*command)
     except SignalException as error:
         return 128 + int(error.sigval)

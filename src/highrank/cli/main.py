@@ -115,15 +115,23 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"highrank: {said}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever read our output has gone
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):  # what is left in them: the interpreter's end would fail once more
-            os.dup2(nowhere, stream.fileno())
+        _drop_what_cannot_be_written()
         return 1
     except OSError as error:
         print(f"highrank: {error}", file=sys.stderr)
+        _drop_what_cannot_be_written()
         return 1
     except KeyboardInterrupt:
         return _stopped()
+
+
+def _drop_what_cannot_be_written() -> None:
+    """What is left in a stream, on which the interpreter's end would fail once more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _stopped() -> int:

@@ -74,7 +74,7 @@ def _rank_matrix(arguments: argparse.Namespace) -> int:
 
 def _rank_runs(arguments: argparse.Namespace) -> int:
     from highrank.cli.stage import machine
-    from highrank.evaluate import PAPER_RANKS, rank_run
+    from highrank.evaluate import PAPER_RANKS, number_of_contexts, rank_run
     from highrank.runs import RunFolder
     from highrank.train import corpus_of
 
@@ -84,7 +84,7 @@ def _rank_runs(arguments: argparse.Namespace) -> int:
         corpora = [corpus_of(folder, arguments.data) for folder in runs]
         for folder, corpus in zip(runs, corpora, strict=True):  # refused now, not after the others have been measured
             folder.load_model(arguments.stage)
-            folder.check_corpus(corpus)
+            number_of_contexts(folder, corpus, arguments.split, arguments.contexts)
         for folder, corpus in zip(runs, corpora, strict=True):
             measure = partial(
                 rank_run,

@@ -21,7 +21,7 @@ from highrank.evaluate.passage import Passage, line_start, read_passage
 from highrank.evaluate.perplexity import Evaluation, evaluate
 from highrank.evaluate.prediction import Explanation, Prediction, predict_next
 from highrank.evaluate.rank import Rank, rank
-from highrank.evaluate.rank_of_run import PAPER_RANKS, rank_run
+from highrank.evaluate.rank_of_run import PAPER_RANKS, number_of_contexts, rank_run
 from highrank.evaluate.search import Trial, search_settings
 from highrank.evaluate.surprisal import Score, ScoredWord, Surprisal, score_text, surprisal
 from highrank.evaluate.temperature import TemperatureSearch, evaluate_at, tune_temperature
@@ -62,6 +62,7 @@ __all__ = [
     "has_dynamic_result",
     "known_statistics",
     "line_start",
+    "number_of_contexts",
     "predict_next",
     "prepare_statistics",
     "rank",

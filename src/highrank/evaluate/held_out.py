@@ -28,13 +28,13 @@ def read_text(
     """
     device = next(model.parameters()).device
     state = model.initial_state(columns.batch)
-    with torch.no_grad():
-        for index, part in enumerate(columns.segments(segment)):
-            part = part.to(device)
+    for index, part in enumerate(columns.segments(segment)):
+        part = part.to(device)
+        with torch.no_grad():  # not around the yield: it would hold for the caller until the generator is closed
             output = model.backbone(part.tokens, state)
-            state = output.state
-            if workers.owner(index) == workers.rank:
-                yield part, output.hidden
+        state = output.state
+        if workers.owner(index) == workers.rank:
+            yield part, output.hidden
 
 
 def hidden_states(model: LanguageModel, tokens: NDArray[np.int32], what: str) -> Iterator[tuple[Segment, Tensor]]:

@@ -19,7 +19,7 @@ from highrank.progress import SILENT, Display
 from highrank.runs import RunFolder
 from highrank.runs.measured import RANK_FILE
 
-__all__ = ["PAPER_RANKS", "log_prob_matrix", "rank_bound", "rank_run"]
+__all__ = ["PAPER_RANKS", "log_prob_matrix", "number_of_contexts", "rank_bound", "rank_run"]
 
 # Yang et al. 2018 (arXiv 1711.03953), Penn Treebank, V = 10,000; by the same round-off rule.
 PAPER_RANKS = (
@@ -59,15 +59,11 @@ def rank_run(
     stage = stage or run.last_stage()
     stamp = run.model_stamp(stage)
     model = run.load_model(stage, device=device)
-    tokens = corpus.tokens[split]
-    available = len(tokens) - 1
-    if contexts > available:
-        raise UserError(f"{split}: {available:,} contexts, fewer than the {contexts:,} that were asked for")
-    contexts = contexts or min(model.vocab_size, available)
-    if contexts < 2:
-        raise UserError(f"{split}: expected at least 2 contexts, got {contexts}")
+    contexts = number_of_contexts(run, corpus, split, contexts)
     announce_memory(contexts, model.vocab_size, device, display)
-    matrix_NV = log_prob_matrix(model, tokens, evenly_spaced(contexts, available), what=split, display=display)
+    tokens = corpus.tokens[split]
+    positions = evenly_spaced(contexts, len(tokens) - 1)
+    matrix_NV = log_prob_matrix(model, tokens, positions, what=split, display=display)
     found = measure_rank(matrix_NV, display=display)
     figures = {
         "format": 1,
@@ -88,6 +84,17 @@ def rank_run(
     return result
 
 
+def number_of_contexts(run: RunFolder, corpus: Corpus, split: str, asked: int) -> int:
+    """How many ``rank_run`` measures where ``asked`` are asked for. Raises UserError if the text has fewer."""
+    available = len(corpus.tokens[split]) - 1
+    if asked > available:
+        raise UserError(f"{run.path}: {split}: {available:,} contexts, fewer than the {asked:,} that were asked for")
+    contexts = asked or min(len(run.vocabulary), available)
+    if contexts < 2:
+        raise UserError(f"{run.path}: {split}: expected at least 2 contexts, got {contexts}")
+    return contexts
+
+
 def rank_bound(head: Head) -> int | None:
     """The highest rank that the log-probabilities of a head can have; None if there is no such bound.
 
@@ -99,6 +106,7 @@ def rank_bound(head: Head) -> int | None:
     return head.context_features + (1 if head.bias is None else 2)
 
 
+@torch.no_grad()
 def log_prob_matrix(
     model: LanguageModel,
     tokens: NDArray[np.int32],

@@ -199,7 +199,11 @@ def _add_components(
 
 def _is_against(found: Components, control: RunFolder) -> bool:
     against = found.gain.control
-    return against is not None and Path(against.run or "").resolve() == control.path.resolve()
+    return (
+        against is not None
+        and Path(against.run or "").resolve() == control.path.resolve()
+        and against.stage == control.last_stage()
+    )
 
 
 def _measured(

@@ -88,11 +88,12 @@ def _our_row(subject: Subject) -> Row:
 
 
 def _our_cell(subject: Subject, result: Result, stage: str, split: Split) -> Cell:
+    at_the_end, best = result.get("valid_perplexity"), subject.history.best(stage)
+    so_far = at_the_end is None and best is not None  # an imported model has neither
     perplexity = result.get(split, {}).get("perplexity")
     if perplexity is not None:
-        return Cell(float(perplexity))
+        return Cell(float(perplexity), so_far=so_far)
     if split == "valid":
-        at_the_end, best = result.get("valid_perplexity"), subject.history.best(stage)
         if at_the_end is not None:
             return Cell(float(at_the_end), in_training=True)
         if best is not None:

@@ -120,6 +120,7 @@ class Gain(msgspec.Struct):
     by_target_frequency: list[GainBand] = []
     component: int | None = None
     run: str | None = None
+    stage: str | None = None
     head: str | None = None
 
 

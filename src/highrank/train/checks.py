@@ -18,6 +18,7 @@ __all__ = [
     "check_device",
     "check_not_begun",
     "check_rate",
+    "check_trained",
     "check_workers",
     "training_columns",
 ]
@@ -99,6 +100,12 @@ def check_can_go_on(run: RunFolder, stage: str) -> None:
     """Raises UserError if the stage has a model, has not ended, and has no checkpoint to go on from."""
     if reason := cannot_go_on(run.path, stage, run.metrics()):
         raise UserError(f"{run.path}: {reason}")
+
+
+def check_trained(run: RunFolder) -> None:
+    """Raises UserError if there is no model for fine-tuning to start from."""
+    if not run.best_model_path("train").exists():
+        raise UserError(f"{run.path}: no trained model to fine-tune; train it first")
 
 
 def check_not_begun(run: RunFolder, stage: str) -> None:

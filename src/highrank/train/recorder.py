@@ -1,6 +1,5 @@
 """What a stage leaves behind while it runs: metrics.jsonl, log.txt, TensorBoard events, and a display for people."""
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,10 +23,14 @@ class Recorder:
     def __init__(self, run: RunFolder, stage: str, display: Display, workers: Workers, *, first_step: int) -> None:
         self.run, self.stage, self.display, self.workers = run, stage, display, workers
         self._tensorboard: Any = None
-        if workers.is_first and importlib.util.find_spec("tensorboard") is not None:
-            from highrank.train.events import EventFile  # imports TensorBoard: seconds, so only here
+        workers.first(lambda: self._begin_events(first_step))
 
-            self._tensorboard = EventFile(run.path / "tensorboard" / stage, first_step=first_step)
+    def _begin_events(self, first_step: int) -> None:
+        try:
+            from highrank.train.events import EventFile  # imports TensorBoard: seconds, so only here
+        except ModuleNotFoundError:
+            return
+        self._tensorboard = EventFile(self.run.path / "tensorboard" / self.stage, first_step=first_step)
 
     def progress(self, position: Position, columns: Columns, epochs: int) -> None:
         done = (position.epoch - 1) * columns.length + position.start

@@ -15,7 +15,7 @@ from highrank.progress import SILENT
 from highrank.runs import STAGES, Config, RunFolder, at_work, parse_config
 from highrank.runs.config import changed_settings
 from highrank.runs.records import has_ended
-from highrank.train.checks import check_can_go_on, check_can_train, check_not_begun
+from highrank.train.checks import check_can_go_on, check_can_train, check_not_begun, check_trained
 
 __all__ = ["open_or_create", "set_later_settings"]
 
@@ -107,13 +107,20 @@ def _ended(stage: str, asked: Mapping[str, tuple[str, str]]) -> str:
 
 
 def set_later_settings(
-    run: RunFolder, overrides: Sequence[str], *, resume: bool = False, notice: Callable[[str], None] = SILENT.message
+    run: RunFolder,
+    corpus: Corpus,
+    overrides: Sequence[str],
+    *,
+    resume: bool = False,
+    workers: int = 1,
+    device: torch.device | str = "cpu",
+    notice: Callable[[str], None] = SILENT.message,
 ) -> RunFolder:
     """Change what ``finetune`` may still change of a trained run: the settings of fine-tuning and dynamic evaluation,
     and how an update is computed.
 
-    Raises UserError, and changes nothing, for other settings, and where fine-tuning has begun (without ``resume``) or
-    has come to its end.
+    Raises UserError, and changes nothing, for other settings, where fine-tuning has begun (without ``resume``) or has
+    come to its end, and where there is no trained model or ``check_can_train`` refuses what is asked for.
     """
     begun = run.config
     changed = parse_config(msgspec.to_builtins(begun), source=str(run.path), overrides=overrides)
@@ -127,7 +134,11 @@ def set_later_settings(
     if changed == begun:
         return run
     kept = replace(changed, finetune=begun.finetune)
-    if kept != changed and has_ended(run.path, "finetune"):
+    if not has_ended(run.path, "finetune"):
+        check_can_go_on(run, "finetune")
+        check_trained(run)
+        check_can_train(changed, corpus, workers, device, stages=("finetune",))
+    elif kept != changed:
         raise UserError(
             f"{run.path}: {_ended('finetune', changed_settings(kept, changed))}; "
             f"to fine-tune anew, remove {run.stage_folder('finetune')}"

@@ -8,7 +8,7 @@ from highrank.files import file_sha256
 from highrank.progress import Display
 from highrank.runs import Checkpoint, RunFolder, build_model, latest_checkpoint
 from highrank.runs.tensors import put_model_tensors, read_tensors
-from highrank.train.checks import check_can_go_on
+from highrank.train.checks import check_can_go_on, check_trained
 from highrank.train.embedding_norms import set_norms_from_counts
 from highrank.train.machine import Machine
 from highrank.train.stage_settings import StageSettings
@@ -37,9 +37,8 @@ def first_state(run: RunFolder, stage: str, corpus: Corpus, machine: Machine) ->
 
 def _trained_model(run: RunFolder) -> tuple[dict[str, Tensor], str]:
     """The tensors that fine-tuning starts from, and the hash of their file."""
+    check_trained(run)
     source = run.best_model_path("train")
-    if not source.exists():
-        raise UserError(f"{run.path}: no trained model to fine-tune; train it first")
     return read_tensors(source), file_sha256(source)
 
 

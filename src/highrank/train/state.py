@@ -23,7 +23,7 @@ from highrank.workers import Workers
 
 __all__ = ["Position", "StageState"]
 
-# Fields of a position that an earlier version did not save: it is resumed with their defaults.
+# Fields of a position that an earlier version did not save.
 ADDED = frozenset({"interval_s", "lr"})
 
 
@@ -156,6 +156,8 @@ class StageState:
             position = msgspec.convert(saved, Position)
         except msgspec.ValidationError as error:
             raise UserError(f"{checkpoint.path}: damaged, its position cannot be read: {error}") from error
+        if "interval_s" not in saved and position.step:  # at the speed of the stage so far: the next record has one
+            position.interval_s = position.elapsed_s * position.interval_steps / position.step
         put_model_tensors(self.model, checkpoint.model, source=checkpoint.path)
         self.optimizer.put(checkpoint.tensors)
         if position.averaging:
