@@ -116,6 +116,10 @@ def test_the_interface(name: str) -> None:
     assert head(hidden[0, 0], target[0, 0]).shape == ()
     assert head.log_prob(hidden[0, 0]).shape == (9,)
     torch.testing.assert_close(head.log_prob(hidden[0, 0]), log_prob[0, 0])
+    head.options = LossOptions(block_bytes=3 * 9 * 8)  # three tokens at a time, and then one
+    assert torch.equal(head.predict(hidden), predicted)
+    assert head.predict(hidden[:0]).shape == (0, 2)
+    assert head.predict(hidden[0, 0]) == predicted[0, 0]
 
 
 @every_head
