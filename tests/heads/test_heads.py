@@ -333,6 +333,15 @@ def test_no_head_stores_tokens_times_components_times_classes(name: str, reducti
         assert used.largest_bytes <= max(block, result)
 
 
+@pytest.mark.parametrize(("dropout", "tensors"), [(None, 3), (nn.Dropout(0.1), 5)], ids=["plain", "dropout"])
+def test_how_many_tensors_of_contexts_a_mixture_holds(dropout: nn.Module | None, tensors: int) -> None:
+    """As docs/head.md says: beside them the block and the gradients of the weights are small here."""
+    head = MixtureOfSoftmaxes(64, 9, num_components=4, context_dropout=dropout)
+    hidden, target = normal(4000, 64).float().requires_grad_(), targets(4000)
+    used = memory_of(lambda: head(hidden, target).backward())
+    assert used.peak_bytes == pytest.approx(tensors * 4000 * 4 * 64 * 4, rel=0.15)
+
+
 def test_the_public_names() -> None:
     assert highrank.MixtureOfSoftmaxes is MixtureOfSoftmaxes
     assert highrank.MixtureOfContexts is MixtureOfContexts
