@@ -15,6 +15,7 @@ def passes(embedding: nn.Embedding, hidden: Tensor, target: Tensor) -> Tensor:
     head = highrank.MixtureOfSoftmaxes(8, 50, num_components=3, options=options)
     head.tie(embedding.weight)
     heads: list[Head] = [head, highrank.MixtureOfContexts(8, 50, num_components=3), highrank.Softmax(8, 50)]
+    heads.append(highrank.GrownMixture(nn.Linear(8, 50), num_components=3))
     loss = torch.stack([each(hidden, target, label_smoothing=0.1) for each in heads]).sum()
     log_prob: Tensor = head.log_prob(hidden)
     predicted: Tensor = head.predict(hidden)

@@ -15,13 +15,14 @@ BY_HAND = {
     "cuda": "`--device cpu`; its flag switched the GPU off, and there it still does",
     "model": "one model: the AWD-LSTM with the head of `model.head`",
     "single_gpu": "`--workers 1`, the default",
-    "continue_train": "`--resume`, which goes on to the same bits",
+    "continue_train": "`--resume`, which goes on to the same bits; not for more epochs than were planned, on another "
+    "text, or from an imported model",
     "log-interval": "none: a line every few seconds, means of 50 updates and each validation in `metrics.jsonl`",
 }
 FINETUNE = BY_HAND | {
     "data": "none: the run knows its text; `--data DIR` where it has moved",
     "save": "the argument `RUN`: the run folder",
-    "continue_train": "`--resume`",
+    "continue_train": "`--resume`, as above",
 }
 DYNAMIC = {
     "model": "the argument `RUN`; `--stage train` for the model before fine-tuning",

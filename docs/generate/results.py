@@ -124,7 +124,7 @@ def recipe_table() -> str:
     """Every recipe with its promise, as its file states it."""
     rows = []
     for name in recipe_names():
-        promise = tomllib.loads(find_recipe(name).read_text(encoding="utf-8"))["promise"]
+        promise = _promise(name)
         config = read_config(find_recipe(name))
         rows.append(
             [
@@ -137,6 +137,10 @@ def recipe_table() -> str:
             ]
         )
     return table(["recipe", "text", "head", "perplexity", "time"], rows)
+
+
+def _promise(recipe: str) -> dict[str, str]:
+    return tomllib.loads(find_recipe(recipe).read_text(encoding="utf-8"))["promise"]
 
 
 class Run(NamedTuple):
@@ -167,7 +171,7 @@ def _our_row(run: Run) -> list[str]:
     count = parameter_count(run.config, CATALOG[run.config.data.corpus].vocabulary_size)
     what = ", ".join(f"`{word}`" for word in (run.recipe, *run.settings))
     figures = [_pair(_perplexities(run.results[stage])) if stage in run.results else "not run" for stage in STAGES]
-    source = f"`benchmarks/results/{run.file}`" if run.file else f"`highrank run {run.recipe}`"
+    source = f"`benchmarks/results/{run.file}`" if run.file else f"`{_promise(run.recipe)['command']}`"
     return [f"ours: {what}", f"{count:,}", *figures, source]
 
 

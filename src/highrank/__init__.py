@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from highrank import heads as heads
     from highrank.evaluate.rank import Rank, rank
     from highrank.functional import LossOptions, mixture_cross_entropy, mixture_log_prob, mixture_statistics
-    from highrank.heads import MixtureOfContexts, MixtureOfSoftmaxes, Softmax
+    from highrank.heads import GrownMixture, MixtureOfContexts, MixtureOfSoftmaxes, Softmax
     from highrank.runs import load
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "GrownMixture",
     "LossOptions",
     "MixtureOfContexts",
     "MixtureOfSoftmaxes",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "GrownMixture": "highrank.heads",
     "LossOptions": "highrank.functional",
     "MixtureOfContexts": "highrank.heads",
     "MixtureOfSoftmaxes": "highrank.heads",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import highrank
 from benchmarks.harness import memory_of
 from highrank import LossOptions
-from highrank.heads import Head, MixtureOfContexts, MixtureOfSoftmaxes, Softmax
+from highrank.heads import GrownMixture, Head, MixtureOfContexts, MixtureOfSoftmaxes, Softmax
 from tests.implementations import every_reduction
 from tests.parity import default_dtype
 
@@ -26,8 +26,12 @@ HEADS: dict[str, MakeHead] = {
     ),
     "mixture of contexts": lambda h, v, **k: MixtureOfContexts(h, v, num_components=3, **k),
     "mixture of softmaxes": lambda h, v, **k: MixtureOfSoftmaxes(h, v, num_components=3, **k),
+    "grown mixture of softmaxes": lambda h, v, bias=True, device=None, dtype=None, **k: GrownMixture(
+        nn.Linear(h, v, bias=bias, device=device, dtype=dtype), num_components=3, **k
+    ),
 }
 every_head = pytest.mark.parametrize("name", HEADS)
+every_head_from_the_start = pytest.mark.parametrize("name", [name for name in HEADS if "grown" not in name])
 
 
 def make(name: str, in_features: int = 6, num_classes: int = 9, *, seed: int = 0, **settings: object) -> Head:
@@ -62,6 +66,11 @@ def definition(head: Head, hidden: Tensor) -> Tensor:
                 else torch.tanh(weights["projection.weight"] @ h + weights["projection.bias"])
             ]
             prior = torch.ones(1, dtype=torch.float64)
+        elif isinstance(head, GrownMixture):
+            contexts = [
+                h + torch.tanh(shift) for shift in (weights["shift.weight"] @ h + weights["shift.bias"]).chunk(3)
+            ]
+            prior = torch.softmax(weights["prior.weight"] @ h, 0)
         else:
             contexts = list(torch.tanh(weights["projection.weight"] @ h + weights["projection.bias"]).chunk(3))
             prior = torch.softmax(weights["prior.weight"] @ h, 0)
@@ -80,8 +89,8 @@ def definition(head: Head, hidden: Tensor) -> Tensor:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("context_features", [None, 5])
 def test_log_prob_is_the_definition(name: str, bias: bool, context_features: int | None) -> None:
-    if name == "softmax":
-        context_features = None  # with it, it is the next one
+    if name in ("softmax", "grown mixture of softmaxes"):
+        context_features = None  # with it, the first is the next one; the second has none
     settings = {} if context_features is None else {"context_features": context_features}
     head = make(name, bias=bias, **settings)
     hidden = normal(7, 6)
@@ -107,6 +116,10 @@ def test_the_interface(name: str) -> None:
     assert head(hidden[0, 0], target[0, 0]).shape == ()
     assert head.log_prob(hidden[0, 0]).shape == (9,)
     torch.testing.assert_close(head.log_prob(hidden[0, 0]), log_prob[0, 0])
+    head.options = LossOptions(block_bytes=3 * 9 * 8)  # three tokens at a time, and then one
+    assert torch.equal(head.predict(hidden), predicted)
+    assert head.predict(hidden[:0]).shape == (0, 2)
+    assert head.predict(hidden[0, 0]) == predicted[0, 0]
 
 
 @every_head
@@ -155,6 +168,7 @@ def test_the_rank_that_the_names_promise() -> None:
     assert rank_of(make("softmax of a projection", num_classes=70)) == 4 + 2
     assert rank_of(make("mixture of contexts", num_classes=70, context_features=4)) == 4 + 2
     assert rank_of(make("mixture of softmaxes", num_classes=70, context_features=4)) > 50
+    assert rank_of(make("grown mixture of softmaxes", num_classes=70)) > 50
 
 
 @pytest.mark.parametrize("mixture", [MixtureOfSoftmaxes, MixtureOfContexts])
@@ -255,7 +269,7 @@ def test_the_context_dropout_sees_the_contexts(name: str, shape: tuple[int, ...]
     torch.testing.assert_close(loss, plain(hidden, target), rtol=1e-12, atol=0)
 
 
-@every_head
+@every_head_from_the_start
 def test_initial_values(name: str) -> None:
     torch.manual_seed(0)
     head = HEADS[name](6, 900)
@@ -319,15 +333,25 @@ def test_no_head_stores_tokens_times_components_times_classes(name: str, reducti
         assert used.largest_bytes <= max(block, result)
 
 
+@pytest.mark.parametrize(("dropout", "tensors"), [(None, 3), (nn.Dropout(0.1), 5)], ids=["plain", "dropout"])
+def test_how_many_tensors_of_contexts_a_mixture_holds(dropout: nn.Module | None, tensors: int) -> None:
+    """As docs/head.md says: beside them the block and the gradients of the weights are small here."""
+    head = MixtureOfSoftmaxes(64, 9, num_components=4, context_dropout=dropout)
+    hidden, target = normal(4000, 64).float().requires_grad_(), targets(4000)
+    used = memory_of(lambda: head(hidden, target).backward())
+    assert used.peak_bytes == pytest.approx(tensors * 4000 * 4 * 64 * 4, rel=0.15)
+
+
 def test_the_public_names() -> None:
     assert highrank.MixtureOfSoftmaxes is MixtureOfSoftmaxes
     assert highrank.MixtureOfContexts is MixtureOfContexts
     assert highrank.Softmax is Softmax
-    for head in (Softmax, MixtureOfContexts, MixtureOfSoftmaxes):
+    assert highrank.GrownMixture is GrownMixture
+    for head in (Softmax, MixtureOfContexts, MixtureOfSoftmaxes, GrownMixture):
         assert issubclass(head, Head)
 
 
-@every_head
+@every_head_from_the_start
 def test_a_head_made_on_no_device_starts_when_its_memory_is_there(name: str) -> None:
     torch.manual_seed(5)
     wanted = HEADS[name](6, 9).state_dict()
@@ -345,8 +369,9 @@ def test_a_head_made_on_no_device_starts_when_its_memory_is_there(name: str) -> 
 
 
 def test_a_head_is_made_on_a_device_and_in_a_dtype() -> None:
-    for make_head in HEADS.values():
-        head = make_head(6, 9, context_features=6, device="meta", dtype=torch.bfloat16)
+    for name, make_head in HEADS.items():
+        width = {} if "grown" in name else {"context_features": 6}
+        head = make_head(6, 9, device="meta", dtype=torch.bfloat16, **width)
         assert {(p.device.type, p.dtype) for p in head.parameters()} == {("meta", torch.bfloat16)}
 
 
@@ -387,6 +412,10 @@ def test_arguments_that_make_no_head_are_named() -> None:
         MixtureOfSoftmaxes(6, 9, num_components=2, context_dropout=0.1)
     with pytest.raises(ValueError, match=r"num_components: expected a whole number from 1 on, got 2\.0"):
         MixtureOfSoftmaxes(6, 9, num_components=2.0)
+    with pytest.raises(ValueError, match="num_components: expected a whole number from 1 on, got 0"):
+        GrownMixture(nn.Linear(6, 9), num_components=0)
+    with pytest.raises(TypeError, match=r"linear: expected a linear layer, as model\.lm_head, got Embedding"):
+        GrownMixture(nn.Embedding(9, 6), num_components=2)
     head = MixtureOfSoftmaxes(6, 9, num_components=2)
     head.options = {"block_bytes": 1}  # what a head is made with is looked at when it is made
     with pytest.raises(TypeError, match=r"options: expected LossOptions, got \{'block_bytes': 1\}"):

@@ -56,6 +56,14 @@ def test_the_block_of_a_head_is_as_large_as_it_is_told(name: str) -> None:
 
 
 @every_head
+def test_the_most_probable_classes_do_not_need_all_log_probabilities_at_once(name: str) -> None:
+    head, hidden, _ = case(name, LossOptions(block_bytes=10 * 8000), tokens=400, classes=2000)
+    assert head.predict(hidden).equal(head.log_prob(hidden).argmax(-1))
+    contexts = 400 * 4 * 8 * 4
+    assert memory_of(lambda: head.predict(hidden)).peak_bytes < 5 * 10 * 8000 + 6 * contexts < 400 * 8000 / 2
+
+
+@every_head
 def test_a_head_sums_in_the_dtype_it_is_told(name: str) -> None:
     for options, dtype in ((None, torch.float32), (LossOptions(accumulation_dtype=torch.float64), torch.float64)):
         head, hidden, target = case(name, options)

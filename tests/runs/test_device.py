@@ -24,6 +24,12 @@ def test_tf32_set_by_the_older_name(allowed: bool) -> None:
     assert tf32_in_lstm() == allowed
 
 
+def test_tf32_switched_off_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn.allow_tf32 = True
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert not tf32_in_lstm()
+
+
 @pytest.mark.parametrize(
     ("lstm", "convolution"), [("tf32", "ieee"), ("ieee", "tf32"), ("ieee", "ieee"), ("tf32", "tf32")]
 )

@@ -94,7 +94,8 @@ def rank(
       before (found out by its digits).
     - Log-probabilities that were rounded to float32 on their way and then computed on in float64 hide that. Their
       noise, 6e-8 of each number, lies above the threshold, and every head looks as if it were of full rank. To see the
-      bound of a softmax, compute the head, from its hidden states on, in float64 (``head.double()``).
+      bound of a softmax, compute the head, from its hidden states on, in float64: ``copy.deepcopy(head).double()``, as
+      ``double()`` alone converts the model's own weights, a tied embedding's too.
 
     Shape: log_probs (N, V), a tensor or array of floating-point numbers, at least 2 x 2.
     Memory: two copies of the matrix in float64, three if it is not square, and some blocks. Announced on ``display``

@@ -144,7 +144,9 @@ class Head(nn.Module, ABC):
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Normalised log-probabilities (*, V) of hidden (*, H): see ``mixture_log_prob``."""
-        context, prior_logits = self._components(hidden)
+        return self._log_prob(*self._components(hidden))
+
+    def _log_prob(self, context: Tensor, prior_logits: Tensor) -> Tensor:
         return mixture_log_prob(
             context,
             prior_logits,
@@ -156,8 +158,18 @@ class Head(nn.Module, ABC):
 
     @torch.no_grad()
     def predict(self, hidden: Tensor) -> Tensor:
-        """The most probable class (*) of each hidden state."""
-        return self.log_prob(hidden).argmax(dim=-1)
+        """The most probable class (*) of each hidden state (*, H).
+
+        Equal to ``log_prob(hidden).argmax(-1)``, without storing (tokens, V): so many tokens at a time that their
+        log-probabilities fill ``options.block_bytes``, at least one.
+        """
+        context, prior_logits = self._components(hidden)
+        settings = (self.options or LossOptions()).settings(context, self.weight)
+        tokens = max(1, settings.block_bytes // (self.num_classes * settings.accumulation_dtype.itemsize))
+        contexts = context.reshape(-1, *context.shape[-2:]).split(tokens)
+        priors = prior_logits.reshape(-1, prior_logits.shape[-1]).split(tokens)
+        best = [self._log_prob(*part).argmax(dim=-1) for part in zip(contexts, priors, strict=True)]
+        return torch.cat(best).view(context.shape[:-2])
 
 
 def dropout_of(module: nn.Module | None) -> nn.Module:

@@ -32,8 +32,10 @@ class BackboneOutput(NamedTuple):
 
 
 class DropConnectLSTM(nn.Module):
-    """One LSTM layer whose hidden-to-hidden matrix loses single weights in training.
+    """One LSTM layer whose hidden-to-hidden matrix loses single weights in training, by one mask a call.
 
+    Shape: sequence (T, B, in_features) and the state, hidden and cell (1, B, out_features) each -> outputs
+    (T, B, out_features) and the state after them.
     The dropped matrix is an explicit argument of the call. Hooks and ``nn.utils.parametrize`` leave the LSTM with a
     stale copy and freeze the weight without a word (pytorch#65688). Under autocast a GPU computes in its dtype, a CPU
     in that of the sequence; outputs and states have that of the sequence. ``persistent``: under autocast by
@@ -82,6 +84,8 @@ class AWDLSTM(nn.Module):
     The first layers are ``hidden_features`` wide, the last one ``out_features``. Dropouts: ``embedding`` of word types,
     ``input`` of the embedded sequence, ``hidden`` between layers, ``output`` of the last layer, ``weight`` of each
     hidden-to-hidden matrix. ``persistent``: see ``DropConnectLSTM``.
+
+    Shape: tokens (T, B) and ``initial_state(B)``, or the state after the text before them -> ``BackboneOutput``.
     """
 
     def __init__(

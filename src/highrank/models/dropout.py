@@ -57,7 +57,10 @@ class Dropout(nn.Module, ABC):
 
 @final
 class LockedDropout(Dropout):
-    """One mask a sequence: (T, B, *) is masked alike at every time step. Source: Gal & Ghahramani 2016."""
+    """One mask a sequence: (T, B, *) is masked alike at every time step. Source: Gal & Ghahramani 2016.
+
+    Time comes first: of (B, T, *) each time step would have its own mask, the same for all sequences.
+    """
 
     def forward(self, *tensors: Tensor) -> Tensor:
         (sequence,) = tensors
@@ -93,9 +96,10 @@ class WeightDropout(Dropout):
 
 
 def seed_dropouts(model: nn.Module, seed: int, step: int, micro_batch: int) -> None:
-    """Place every dropout of ``model`` at (seed, its name, step, micro_batch).
+    """Place every dropout of ``model`` that is on at (seed, its name, step, micro_batch).
 
-    A dropout keeps its generator, from which a recording of its model may draw.
+    One that was never placed draws from PyTorch's own generator. A dropout keeps its generator, from which a recording
+    of its model may draw.
     """
     device = next(model.parameters()).device
     for name, module in model.named_modules():

@@ -52,6 +52,8 @@ def describe_device(device: torch.device | str, workers: int = 1) -> str:
 
 def tf32_in_lstm() -> bool:
     """Are float32 products of cuDNN's LSTM rounded to TF32, as they are unless somebody says otherwise?"""
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":  # heeded by cuDNN itself: PyTorch does not know of it
+        return False
     # Not ``cudnn.allow_tf32``, which raises where a program has set this by its newer names; they follow the older one.
     return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
