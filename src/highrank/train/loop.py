@@ -121,7 +121,7 @@ class _Stage:
         self.saved_at = self.told_at = time.monotonic()
 
     def run_to_the_end(self) -> None:
-        if self.settings.keep_start and self.state.position.best_loss is None:
+        if self.settings.starts_trained and self.state.position.best_loss is None:
             self.validate()
         while not self.state.position.finished:
             self.train_epoch()
@@ -264,7 +264,7 @@ class _Stage:
         if position.epoch >= settings.epochs:
             position.finished = True
             return
-        if stalled and settings.stop_when_stalled:
+        if stalled and settings.starts_trained:
             position.finished = True
             self.recorder.message(f"{self.stage}: the validation loss has stalled, done")
             return
