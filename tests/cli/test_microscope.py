@@ -99,8 +99,8 @@ def test_runs_of_different_vocabularies_are_listed_with_a_warning(
 
 
 def test_a_saved_matrix_has_no_contexts_to_choose(tmp_path: Path) -> None:
-    asked = here("rank", "--matrix", tmp_path / "m.npy", "--contexts", "10", "--split", "valid")
-    one_line(asked, "--split, --contexts is for runs", codes=(2,))
+    asked = here("rank", "--matrix", tmp_path / "m.npy", "--contexts", "10", "--split", "valid", "--data", tmp_path)
+    one_line(asked, "--split, --contexts, --data is for runs", codes=(2,))
 
 
 def test_a_saved_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

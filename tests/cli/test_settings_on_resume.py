@@ -201,6 +201,17 @@ def test_a_run_begun_on_a_gpu_goes_on_without_one(run: Path, resumed: Callable[.
     assert changed in (run / "log.txt").read_text()
 
 
+def test_a_run_at_its_end_is_not_refused_what_its_stages_need(run: Path, resumed: Callable[..., Done]) -> None:
+    """As where it was begun on a GPU, or by a version that asked for less."""
+    text = (run / "config.toml").read_text()
+    text = text.replace('precision = "float32"', 'precision = "bfloat16"')
+    (run / "config.toml").write_text(text.replace('recurrence = "torch"', 'recurrence = "triton"'))
+    before = checksums(run)
+    done = resumed("run", "train.precision=bfloat16")
+    assert done.returncode == 0, done.stderr
+    assert checksums(run) == before
+
+
 def test_dynamic_evaluation_is_made_again_with_other_settings(run: Path, resumed: Callable[..., Done]) -> None:
     """Its results hold the settings that they were made with, so these may change at any time."""
     before = RunFolder.open(run).results["dynamic"]

@@ -247,12 +247,18 @@ def test_different_vocabularies_are_refused(
     made: Made, begun: Callable[..., RunFolder], small_text: Path, tmp_path: Path
 ) -> None:
     begun(tmp_path / "other", folder=small_text)
-    done = highrank("report", made.runs[0], tmp_path / "other", "--out", tmp_path / "no.html")
+    new = ["--out", tmp_path / "new" / "no.html", "--figures", tmp_path / "figures"]
+    done = highrank("report", made.runs[0], tmp_path / "other", *new)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert "different vocabularies" in line
     assert "neither their perplexities nor their predictions can be compared" in line
-    assert not (tmp_path / "no.html").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"], "a folder was made for a report that is refused"
+
+
+def test_dynamic_evaluation_of_no_passage_is_refused(made: Made) -> None:
+    asked = here("report", made.runs[0], "--dynamic", "--words", "0")
+    one_line(asked, "--dynamic is for the passage, which --words 0 leaves out", codes=(2,))
 
 
 def test_a_run_twice_is_refused(made: Made) -> None:

@@ -51,7 +51,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(arguments: argparse.Namespace) -> int:
     if bool(arguments.folders) == bool(arguments.matrix):
         raise UserError("rank: expected run folders, or --matrix FILE", exit_code=2)
-    of_runs = {"--split": arguments.split != "test", "--contexts": arguments.contexts, "--stage": arguments.stage}
+    of_runs = {
+        "--split": arguments.split != "test",
+        "--contexts": arguments.contexts,
+        "--stage": arguments.stage,
+        "--data": arguments.data,
+    }
     if arguments.matrix and (given := [name for name, is_given in of_runs.items() if is_given]):
         raise UserError(f"rank: {', '.join(given)} is for runs; --matrix is measured as it is", exit_code=2)
     return _rank_matrix(arguments) if arguments.matrix else _rank_runs(arguments)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from highrank.cli.options import add_data_option, add_device_option, not_negative_int
 from highrank.cli.output import add_json_option, print_result
+from highrank.errors import UserError
 
 __all__ = ["add_parser", "run"]
 
@@ -58,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     from highrank.cli.stage import machine
     from highrank.report import (
         Wanted,
+        check_comparable,
         check_plotting,
         check_writable,
         figures_of,
@@ -69,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     from highrank.runs import RunFolder
     from highrank.train import corpus_of
 
+    if arguments.dynamic and not arguments.words:
+        raise UserError("report: --dynamic is for the passage, which --words 0 leaves out", exit_code=2)
     check_plotting()
     out = arguments.out or arguments.folders[0] / "report.html"
     wanted = Wanted(
@@ -76,7 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     with machine(arguments) as where:
         runs = [RunFolder.open(folder) for folder in arguments.folders]
-        check_writable(out, arguments.figures)
+        check_comparable(runs)
+        check_writable(out, arguments.figures)  # which makes their folders
         subjects = gather(
             runs,
             lambda run: corpus_of(run, arguments.data),

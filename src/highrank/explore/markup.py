@@ -22,7 +22,6 @@ __all__ = [
 
 COLOURS = 10  # classes hr-c0 ... of the style sheet; beyond them colours come again, and numbers tell
 OWN_WORDS = 5
-NAMED_WORDS = 8
 FULL_COLOUR_NATS = 3.0  # a difference of surprisal that is shown in full colour
 
 

@@ -159,7 +159,8 @@ class TrainSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class FinetuneSection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Averaged from its first update on, from the best trained model. All else as in training, the optimizer too."""
+    """Averaged from its first update on, from the best trained model, at a constant rate. All else as in training, the
+    optimizer too."""
 
     epochs: Annotated[Count, Says("passes over the training text at most")] = 1000
     lr: Annotated[Positive, Says("learning rate, of the same optimizer: of AdamW and RMSProp at most 1")] = 25.0

@@ -1,6 +1,6 @@
 """Training: the loop, its optimizer, its state, what it records."""
 
-from highrank.train.averaging import WeightAverage, averaged_weights, is_stalled
+from highrank.train.averaging import WeightAverage, averaged_weights
 from highrank.train.checks import check_can_train
 from highrank.train.interruption import Interrupted
 from highrank.train.loop import train_stage
@@ -8,7 +8,6 @@ from highrank.train.machine import Machine
 from highrank.train.objective import objective
 from highrank.train.optimizer import make_optimizer
 from highrank.train.settings_on_resume import open_or_create, set_later_settings
-from highrank.train.stage_settings import StageSettings
 from highrank.train.stages import corpus_for, corpus_of, finetune, train
 from highrank.train.state import Position, StageState
 from highrank.train.timing import time_updates
@@ -18,7 +17,6 @@ __all__ = [
     "Interrupted",
     "Machine",
     "Position",
-    "StageSettings",
     "StageState",
     "Update",
     "WeightAverage",
@@ -27,7 +25,6 @@ __all__ = [
     "corpus_for",
     "corpus_of",
     "finetune",
-    "is_stalled",
     "make_optimizer",
     "objective",
     "open_or_create",

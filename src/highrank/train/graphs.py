@@ -39,7 +39,7 @@ class RecordedPasses:
 
     def __init__(self, model: LanguageModel, config: Config, capture: Capture | None = None) -> None:
         self._model, self._config = model, config
-        self._capture = capture or _CudaGraphs(next(model.parameters()).device)
+        self._capture = capture
         self._seen: set[int] = set()
         self._recordings: dict[int, _Recording] = {}
         self._parameters = list(model.parameters())
@@ -80,6 +80,8 @@ class RecordedPasses:
                     ours.copy_(theirs)
             loss_sum.copy_(done.loss_sum)
 
+        if self._capture is None:  # not before: a stage that has ended is opened on other devices too
+            self._capture = _CudaGraphs(self._parameters[0].device)
         self._give_gradients()
         dropouts = (module for module in self._model.modules() if isinstance(module, Dropout) and module.active)
         generators = [dropout.generator for dropout in dropouts if dropout.generator is not None]

@@ -18,21 +18,14 @@ from highrank.runs.device import multiplies_bfloat16
 from highrank.runs.records import checkpoint_folders, has_ended
 from highrank.runs.tensors import model_tensors
 from highrank.train.averaging import averaged_weights, is_stalled
-from highrank.train.checks import (
-    USUAL_RATE,
-    check_device,
-    check_not_begun,
-    check_rate,
-    check_workers,
-    training_columns,
-)
+from highrank.train.checks import USUAL_RATE, check_can_train, check_not_begun, training_columns
 from highrank.train.interruption import Interrupted, StopRequest, stop_on_signal
 from highrank.train.machine import ON_THE_CPU, Machine
 from highrank.train.recorder import Recorder
 from highrank.train.schedule import rate_share
 from highrank.train.stage_settings import StageSettings
 from highrank.train.start import first_state, forget_all, last_checkpoint, restore
-from highrank.train.state import StageState
+from highrank.train.state import Position, StageState
 from highrank.train.update import update
 
 __all__ = ["train_stage"]
@@ -58,20 +51,24 @@ def train_stage(
     """
     config, device, workers = run.config, machine.device, machine.workers
     run.check_corpus(corpus)  # each worker has read its own
-    workers.first(lambda: check_workers(config, workers.count))
-    check_device(config, device)
-    check_rate(config, stage)
+    ended = resume and workers.first(lambda: has_ended(run.path, stage))
+    if not ended:
+        check_can_train(config, corpus, workers.count, device, stages=(stage,))
     if not resume:
         workers.first(lambda: check_not_begun(run, stage))
     workers.first(lambda: run.remove_leftovers(stage))
     state = first_state(run, stage, corpus, machine)
     checkpoint = workers.first(lambda: last_checkpoint(run, stage, machine.display)) if resume else None
-    if checkpoint is None and resume and workers.first(lambda: has_ended(run.path, stage)):
+    if checkpoint is None and ended:
         return workers.first(lambda: _recorded_figures(run, stage))  # its checkpoints were removed, to save space
     if checkpoint is None:
         workers.first(lambda: forget_all(run, stage))
     else:
         restore(state, checkpoint, run, stage, machine)
+        if state.position.finished:
+            return _figures(state.position)
+        where = f"epoch {state.position.epoch}, update {state.position.step}"
+        machine.display.message(f"resuming {stage} at {where}")
     first_step = state.position.step + 1
     workers.first(lambda: run.begin_stage(stage))
     workers.first(lambda: run.log(f"{stage}: update {first_step} on, {describe_device(device, workers.count)}"))
@@ -86,7 +83,10 @@ def train_stage(
     finally:
         recorder.close()
         state.recorded = None  # a recording that is only found by the collector might go while another is being made
-    position = state.position
+    return _figures(state.position)
+
+
+def _figures(position: Position) -> dict[str, Any]:
     assert position.best_loss is not None  # a finished stage has validated
     return {
         "epochs": len(position.history),
@@ -121,7 +121,7 @@ class _Stage:
         self.saved_at = self.told_at = time.monotonic()
 
     def run_to_the_end(self) -> None:
-        if self.settings.keep_start and self.state.position.best_loss is None:
+        if self.settings.starts_trained and self.state.position.best_loss is None:
             self.validate()
         while not self.state.position.finished:
             self.train_epoch()
@@ -264,7 +264,7 @@ class _Stage:
         if position.epoch >= settings.epochs:
             position.finished = True
             return
-        if stalled and settings.stop_when_stalled:
+        if stalled and settings.starts_trained:
             position.finished = True
             self.recorder.message(f"{self.stage}: the validation loss has stalled, done")
             return

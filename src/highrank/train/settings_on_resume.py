@@ -43,7 +43,7 @@ def open_or_create(
     What may change on the way, logged and said to ``notice``: the rate and clipping of training, how its updates are
     computed, and the settings of later stages; where ``overrides`` are given, which ``config`` has in it, only those
     that they name. Those of a stage that has come to its end stay, and ``notice`` is told of others that were asked
-    for. Raises UserError, and writes nothing, where ``check_can_train`` does for the ``stages`` that are to come.
+    for. Raises UserError, and writes nothing, where ``check_can_train`` does for those of the ``stages`` that have not.
     """
     if not resume or is_free(path):
         check_can_train(config, corpus, workers, device, stages=stages)  # before anything is written
@@ -59,16 +59,18 @@ def open_or_create(
         )
     run.check_corpus(corpus)
     check_can_go_on(run, "train")
+    ended = [stage for stage in STAGES if has_ended(path, stage)]
     if overrides is not None:
         asked = parse_config(msgspec.to_builtins(begun), source=str(path), overrides=overrides)
         # Of a stage that has ended nothing can be changed, with --set or without.
-        ended = {stage: getattr(asked, stage) for stage in STAGES if has_ended(path, stage)}
-        if kept := changed_settings(asked, replace(config, **ended)):
+        of_ended = {stage: getattr(asked, stage) for stage in ended}
+        if kept := changed_settings(asked, replace(config, **of_ended)):
             stays = ", ".join(f"{name} stays {value} (the recipe has {other})" for name, (value, other) in kept.items())
             notice(f"{stays}: --set changes what a run was started with")
         config = asked
-    config = _with_settings_of_the_ended(run, config, notice)
-    check_can_train(config, corpus, workers, device, stages=stages)
+    config = _with_settings_of_the_ended(run, ended, config, notice)
+    if to_come := [stage for stage in stages if stage not in ended]:
+        check_can_train(config, corpus, workers, device, stages=to_come)
     # Not only where they differ: in the file of an earlier version defaults stand in for settings that it lacks.
     if tomllib.loads((path / "config.toml").read_text(encoding="utf-8")) == msgspec.to_builtins(config):
         return run
@@ -85,16 +87,18 @@ def _changed_but(may_change: Sequence[str], begun: Config, config: Config) -> di
     }
 
 
-def _with_settings_of_the_ended(run: RunFolder, config: Config, notice: Callable[[str], None]) -> Config:
+def _with_settings_of_the_ended(
+    run: RunFolder, ended: Sequence[str], config: Config, notice: Callable[[str], None]
+) -> Config:
     """``config``, but of stages that have come to their end the settings that they had: their figures were made so.
 
     How an update is computed may change still: fine-tuning has it from ``train``.
     """
     execution = {name: getattr(config.train, name) for name in EXECUTION}
     begun = replace(run.config, train=replace(run.config.train, **execution))
-    for stage in STAGES:
+    for stage in ended:
         kept = replace(config, **{stage: getattr(begun, stage)})
-        if kept != config and has_ended(run.path, stage):
+        if kept != config:
             notice(_ended(stage, changed_settings(kept, config)))
             config = kept
     return config
@@ -131,8 +135,6 @@ def set_later_settings(
         )
     if not resume:
         check_not_begun(run, "finetune")
-    if changed == begun:
-        return run
     kept = replace(changed, finetune=begun.finetune)
     if not has_ended(run.path, "finetune"):
         check_can_go_on(run, "finetune")
@@ -143,5 +145,7 @@ def set_later_settings(
             f"{run.path}: {_ended('finetune', changed_settings(kept, changed))}; "
             f"to fine-tune anew, remove {run.stage_folder('finetune')}"
         )
+    if changed == begun:
+        return run
     with at_work(run.path):
         return run.change_config(changed, notice=notice)

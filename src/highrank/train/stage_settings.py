@@ -15,8 +15,9 @@ class StageSettings:
     lr: float
     nonmono: int
     averaging: bool  # from the first step on
-    stop_when_stalled: bool  # or else start averaging
-    keep_start: bool  # the model that the stage starts from counts as epoch 0: it stays the best until it is beaten
+    # From a trained model, which counts as epoch 0: it stays the best until it is beaten, and a stall ends the stage.
+    # Or else a stall starts averaging.
+    starts_trained: bool
     average_from: int  # the epoch in which averaging starts at the latest; 0: only when stalled
     schedule: str
     warmup: float
@@ -30,8 +31,7 @@ class StageSettings:
                 train.lr,
                 train.nonmono,
                 averaging=train.average_from == 1,
-                stop_when_stalled=False,
-                keep_start=False,
+                starts_trained=False,
                 average_from=train.average_from,
                 schedule=train.schedule,
                 warmup=train.warmup,
@@ -42,8 +42,7 @@ class StageSettings:
             tune.lr,
             tune.nonmono,
             averaging=True,
-            stop_when_stalled=True,
-            keep_start=True,
+            starts_trained=True,
             average_from=0,
             schedule="constant",
             warmup=0.0,

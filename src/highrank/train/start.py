@@ -78,4 +78,3 @@ def restore(state: StageState, checkpoint: Checkpoint, run: RunFolder, stage: st
         state.position.late_lr = None  # of the rate that was to be left behind
     state.position.lr = lr
     machine.workers.first(lambda: _forget_what_comes_again(run, stage, state.position))
-    machine.display.message(f"resuming {stage} at epoch {state.position.epoch}, update {state.position.step}")
