@@ -1,7 +1,6 @@
 """What is measured of a run is recorded of the model it was measured on, or not at all; and it is always told."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,8 +20,8 @@ from tests.telling import Telling
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> RunFolder:
-    return RunFolder.open(shutil.copytree(trained, tmp_path / "run"))
+def run(run: Path) -> RunFolder:
+    return RunFolder.open(run)
 
 
 def another_model(run: RunFolder) -> None:
@@ -65,9 +64,8 @@ def test_a_whole_recipe_computes_what_is_missing_and_tells_what_cannot_be_record
         raise UserError(f"{path}: no space left")
 
     settings = dynamic_settings(run)
-    dynamic_evaluate_run(
-        run, corpus_of(run, None), ("valid",), settings._replace(lr=0.001)
-    )  # in the place of any other
+    # In the place of any other.
+    dynamic_evaluate_run(run, corpus_of(run, None), ("valid",), settings._replace(lr=0.001))
     dynamic_evaluate_run(run, corpus_of(run, None), ("valid",), settings)
     monkeypatch.setattr(of_run, "writing", full)
     done = here("run", RECIPE, "--data", small_text, "--out", run.path, "--resume", "--json", "--device", "cpu")

@@ -117,7 +117,7 @@ def _data(read: Sequence[Subject], figures: Sequence[Figure]) -> dict[str, Any]:
 def _embedded(value: object) -> str:
     """JSON that ends no script element, whatever words it holds."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
@@ -162,8 +162,9 @@ def _result_notes(subjects: Sequence[Subject]) -> list[str]:
 
 def _tempered_notes(subject: Subject) -> Iterator[str]:
     """What the table leaves out: perplexities at a softmax temperature."""
+    results = subject.run.results
     for stage, title in STAGE_TITLES.items():
-        found = tempered_figures(subject.run.results.get(stage, {}))
+        found = tempered_figures(results.get(stage, {}))
         if found is None:
             continue
         splits = {"valid": found.valid_perplexity, "test": found.test_perplexity}
