@@ -96,10 +96,21 @@ def test_ranks_and_components_are_of_the_model_that_was_measured(
     assert components_run(run, corpus)["model_sha256"] == run.model_stamp("finetune").sha256
 
 
+def test_a_model_is_stamped_before_it_is_read(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, before = RunFolder.load_model, run.model_stamp("finetune")
+
+    def meanwhile(run: RunFolder, *stage: str, **how: Any) -> Any:
+        another_model(run)
+        return load(run, *stage, **how)
+
+    monkeypatch.setattr(RunFolder, "load_model", meanwhile)
+    stamp, _ = run.stamped_model()
+    assert stamp == before != run.model_stamp("finetune")
+
+
 def test_gradient_statistics_are_of_the_model_that_was_loaded(run: RunFolder) -> None:
     corpus, settings = corpus_of(run, None), dynamic_settings(run)
-    stamp = run.model_stamp("finetune")
-    model = run.load_model("finetune")
+    stamp, model = run.stamped_model("finetune")
     kept = list((run.path / "finetune").glob("gradient-statistics-*"))
     assert kept
     another_model(run)

@@ -56,9 +56,7 @@ def rank_run(
     """
     began = time.perf_counter()
     run.check_corpus(corpus)
-    stage = stage or run.last_stage()
-    stamp = run.model_stamp(stage)
-    model = run.load_model(stage, device=device)
+    stamp, model = run.stamped_model(stage, device=device)
     tokens = corpus.tokens[split]
     available = len(tokens) - 1
     if contexts > available:
@@ -71,7 +69,7 @@ def rank_run(
     found = measure_rank(matrix_NV, display=display)
     figures = {
         "format": 1,
-        "stage": stage,
+        "stage": stamp.stage,
         "split": split,
         "model_sha256": stamp.sha256,
         "head": run.config.model.head,

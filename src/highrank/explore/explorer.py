@@ -103,10 +103,9 @@ class Explorer:
         statistics_tokens: int = STATISTICS_TOKENS,
     ) -> None:
         self.run = run
-        self.stage = stage or run.last_stage()
         self.vocabulary = run.vocabulary
-        self._stamp = run.model_stamp(self.stage)  # of what is loaded now: training may go on beside the page
-        self.model = run.load_model(self.stage, device=device)
+        self._stamp, self.model = run.stamped_model(stage, device=device)  # training may go on beside the page
+        self.stage = self._stamp.stage
         self.settings = scored_settings(run, self.stage)
         self._corpus = corpus
         self._statistics_tokens = statistics_tokens

@@ -244,8 +244,7 @@ def _add_passage(
 ) -> None:
     run = subject.run
     tokens = corpus.tokens[SPLIT]
-    stamp = run.model_stamp(stage)
-    model = run.load_model(stage, device=device)
+    stamp, model = run.stamped_model(stage, device=device)
     # A short text is shown from early on, or there would be nothing left to show.
     wanted_start = min(wanted.passage_from, max(1, len(tokens) - wanted.passage_words))
     read = partial(
