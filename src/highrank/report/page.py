@@ -26,7 +26,7 @@ from highrank.runs import to_toml
 from highrank.runs.config import differing_settings
 from highrank.runs.listing import tempered_figures
 from highrank.runs.measured import Components, RankFigures
-from highrank.runs.records import STAGE_TITLES
+from highrank.runs.records import STAGE_TITLES, corpus_name
 
 __all__ = ["render", "vegalite_version"]
 
@@ -142,7 +142,7 @@ def _has(training: Sequence[Figure], place: str) -> bool:
 
 
 def _subtitle(subjects: Sequence[Subject]) -> str:
-    names = {_fact(subject, "corpus", "name") or subject.run.config.data.corpus for subject in subjects}
+    names = {corpus_name(subject.run.facts, subject.run.config) for subject in subjects}
     runs = "one run" if len(subjects) == 1 else f"{len(subjects)} runs"
     return f"{runs} on {', '.join(sorted(names))}, {len(subjects[0].run.vocabulary):,} words"
 
