@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from docs.generate.markdown import table
 from highrank.data.catalog import CATALOG
-from highrank.evaluate import PAPER_RANKS
-from highrank.report.paper import PAPER
+from highrank.evaluate.paper import PAPER, PAPER_RANKS
 from highrank.runs import Config, find_recipe, parameter_count, read_config, recipe_names
 
 __all__ = [

@@ -15,11 +15,12 @@ from highrank.evaluate.of_run import (
     prepare_statistics,
     scored_settings,
 )
+from highrank.evaluate.paper import PAPER_RANKS
 from highrank.evaluate.passage import Passage, line_start, read_passage
 from highrank.evaluate.perplexity import Evaluation, evaluate
 from highrank.evaluate.prediction import Explanation, Prediction, predict_next
 from highrank.evaluate.rank import Rank, rank
-from highrank.evaluate.rank_of_run import PAPER_RANKS, rank_run
+from highrank.evaluate.rank_of_run import rank_run
 from highrank.evaluate.search import Trial, search_settings
 from highrank.evaluate.temperature import TemperatureSearch, evaluate_at, tune_temperature
 from highrank.evaluate.temperature_of_run import evaluate_run_at, tune_temperature_of

@@ -19,14 +19,7 @@ from highrank.progress import SILENT, Display
 from highrank.runs import RunFolder
 from highrank.runs.measured import RANK_FILE
 
-__all__ = ["PAPER_RANKS", "log_prob_matrix", "rank_bound", "rank_run"]
-
-# Yang et al. 2018 (arXiv 1711.03953), Penn Treebank, V = 10,000; by the same round-off rule.
-PAPER_RANKS = (
-    {"head": "softmax", "num_components": 1, "context_features": 400, "vocabulary": 10_000, "rank": 400},
-    {"head": "mixture-of-contexts", "num_components": 15, "context_features": 280, "vocabulary": 10_000, "rank": 280},
-    {"head": "mixture-of-softmaxes", "num_components": 15, "context_features": 280, "vocabulary": 10_000, "rank": 9981},
-)
+__all__ = ["log_prob_matrix", "rank_bound", "rank_run"]
 
 
 def rank_run(

@@ -15,13 +15,12 @@ from markupsafe import Markup
 
 from highrank import __version__
 from highrank.duration import duration
-from highrank.evaluate import PAPER_RANKS
+from highrank.evaluate.paper import PAPER, PAPER_RANKS, SOURCE
 from highrank.report.figure import Figure
 from highrank.report.gather import Subject
-from highrank.report.paper import PAPER, SOURCE
 from highrank.report.passage_view import passage_data, passage_words
 from highrank.report.results import paper_of, result_rows
-from highrank.report.training_figures import MEASURES
+from highrank.report.training_figures import MEASURES, PLACES
 from highrank.runs import to_toml
 from highrank.runs.config import differing_settings
 from highrank.runs.listing import tempered_figures
@@ -31,7 +30,6 @@ from highrank.runs.records import STAGE_TITLES, corpus_name
 __all__ = ["render", "vegalite_version"]
 
 STATIC_WIDTH = 640  # of a plot where there is no script
-PLACES = {"epoch": "epochs", "tokens": "tokens", "time": "time"}
 
 
 def render(subjects: Sequence[Subject], figures: Sequence[Figure], *, date: str, command: str) -> str:
@@ -71,7 +69,7 @@ def render(subjects: Sequence[Subject], figures: Sequence[Figure], *, date: str,
         result_notes=_result_notes(subjects),
         training=training,
         measures=[(measure, measure) for measure in MEASURES],
-        places=[(place, text) for place, text in PLACES.items() if _has(training, place)],
+        places=[(place, place) for place in PLACES if _has(training, place)],
         validations=[(one.label, point) for one in subjects for point in one.history.validations],
         training_notes=[
             f"{subject.label}: no record of its training (an imported model has none)"
