@@ -21,12 +21,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.bench_train_step import make_step
 from benchmarks.harness import in_turn, save
+from highrank.data.catalog import CATALOG
 from highrank.runs import Config, find_recipe, read_config
 
 FLOAT = 4
 H100 = {"bfloat16": 989e12, "float32": 67e12, "bytes_per_s": 3.35e12}
-
-VOCABULARY = {"penn": 10_000, "wikitext-2": 33_278}
 
 
 class Part(NamedTuple):
@@ -41,8 +40,7 @@ def parts(config: Config, vocab_size: int) -> list[Part]:
     """Every part of a step of ``bptt`` time steps: T * B tokens."""
     model, train = config.model, config.train
     tokens = train.bptt * train.batch
-    components = 1 if model.head == "softmax" else model.num_components
-    width, last = model.embedding_features, model.last_hidden_features
+    components, width, last = model.components, model.embedding_features, model.last_hidden_features
     sizes = [width, *[model.hidden_features] * (model.num_layers - 1), last]
     # A product of the forward pass comes with two in the backward pass, each 2 operations a multiplication.
     found = []
@@ -117,7 +115,7 @@ def main() -> None:
     result: dict[str, Any] = {"cpu": rates, "h100": H100, "recipes": {}}
     for recipe, data in zip(arguments.recipes, arguments.data or [None] * len(arguments.recipes), strict=True):
         config = read_config(find_recipe(recipe))
-        found = parts(config, VOCABULARY[config.data.corpus])
+        found = parts(config, CATALOG[config.data.corpus].vocabulary_size)
         step_s, operations_s = where_the_time_goes(recipe, data, arguments.steps)
         result["recipes"][recipe] = {
             "parts": [part._asdict() for part in found],

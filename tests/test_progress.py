@@ -1,4 +1,4 @@
-"""Work that is shown by the clock: one call that tells nothing of itself, and steps of which not each is looked at."""
+"""Work that is shown by the clock, work that is stopped, and steps of which not each is looked at."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ import pytest
 
 from highrank import progress
 from highrank.evaluate import DynamicSettings, dynamic_evaluate, evaluate, gradient_statistics
-from highrank.progress import CLOCK_EVERY_S, READ_EVERY_S, SILENT, Pace, by_the_clock
+from highrank.progress import CLOCK_EVERY_S, READ_EVERY_S, SILENT, Pace, UntilStopped, by_the_clock
 from tests.parity import small_model
 from tests.telling import Telling
 
@@ -23,6 +23,17 @@ def test_work_that_takes_longer_than_expected_does_not_come_to_an_end() -> None:
     display = Telling()
     by_the_clock(lambda: time.sleep(2 * CLOCK_EVERY_S), display, "sleeping")
     assert display.shown[0] == ("sleeping", 0, None, "seconds")
+
+
+def test_work_ends_at_the_first_progress_after_it_was_stopped() -> None:
+    told, stopping = Telling(), threading.Event()
+    display = UntilStopped(told, stopping, TimeoutError("stopped"))
+    display.progress("working", 1, 2, 3.0, unit="words")
+    stopping.set()
+    with pytest.raises(TimeoutError, match="stopped"):
+        display.progress("working", 2, 2)
+    display.message("said")
+    assert (told.shown, told.losses, told.messages) == ([("working", 1, 2, "words")], [3.0], ["said"])
 
 
 def test_what_the_work_raises_is_raised() -> None:

@@ -137,9 +137,8 @@ def configurations(work: Path, config: Config) -> Iterator[Target]:
     def setting(copy: Path, notice: Callable[[str], None]) -> str:
         """As an argument of the command line: bytes that are not UTF-8 come as lone surrogates, and NUL cannot come."""
         path = copy / "setting"
-        given = (
-            path.read_bytes() if path.is_file() and path.stat().st_size < 1 << 17 else b""
-        )  # what systems let through
+        passes = path.is_file() and path.stat().st_size < 1 << 17  # what systems let through
+        given = path.read_bytes() if passes else b""
         text = given.replace(b"\0", b"").decode("utf-8", "surrogateescape")
         before = ("train.lr=", "train.seed=", "model.head=", "data.corpus=", "")[len(text) % 5]
         config = parse_config(values, source="fuzz", overrides=[text if text.startswith("train") else before + text])

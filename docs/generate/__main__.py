@@ -1,7 +1,7 @@
 """Writes what follows from code and results into the pages: ``python -m docs.generate`` (``make docs-write``).
 
-A page has ``<!-- generated: NAME -->`` and ``<!-- end of NAME -->``; what stands between them is this program's.
-``tests/docs/test_generated.py`` fails where a page is not what would be written.
+A page has ``<!-- generated: NAME -->`` and ``<!-- end of NAME -->``; what stands between them is this program's, and so
+are the plots in ``docs/figures``. ``tests/docs/test_generated.py`` fails where one is not what would be written.
 """
 
 import re
@@ -9,6 +9,8 @@ from pathlib import Path
 
 from docs.generate.benchmarks import benchmark_table
 from docs.generate.commands import command_reference
+from docs.generate.loss import loss_figures
+from docs.generate.loss_plots import loss_plots
 from docs.generate.original import option_tables
 from docs.generate.results import paper_table, rank_table, recipe_table, run_list, tutorial_table
 from docs.generate.settings import settings_reference
@@ -24,9 +26,10 @@ from docs.generate.studies import gain_part, study_part
 from docs.generate.temperature import temperature_table
 from docs.generate.trials import trial_table
 
-__all__ = ["PARTS", "ROOT", "pages", "written"]
+__all__ = ["FIGURES", "PARTS", "ROOT", "pages", "written"]
 
 ROOT = Path(__file__).resolve().parents[2]
+FIGURES = ROOT / "docs" / "figures"
 PARTS = {
     "ablation": lambda: study_part("ablation"),
     "ablation gains": lambda: gain_part("ablation"),
@@ -35,6 +38,7 @@ PARTS = {
     "dynamic evaluation": dynamic_evaluation_table,
     "filtered steps": filtered_step_table,
     "floors": floor_table,
+    "loss": loss_figures,
     "options of 2017": option_tables,
     "penn": lambda: paper_table("penn"),
     "precision": lambda: study_part("precision"),
@@ -64,8 +68,9 @@ def written(page: str) -> str:
 
 
 if __name__ == "__main__":
-    for path in pages():
-        before = path.read_text(encoding="utf-8")
-        if (after := written(before)) != before:
-            path.write_text(after, encoding="utf-8")
+    found = {path: written(path.read_text(encoding="utf-8")) for path in pages()}
+    found |= {FIGURES / name: plot for name, plot in loss_plots().items()}
+    for path, text in found.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
             print(f"written: {path.relative_to(ROOT)}")

@@ -9,11 +9,19 @@ from typing import Any, NamedTuple
 
 from docs.generate.markdown import table
 from highrank.data.catalog import CATALOG
-from highrank.evaluate import PAPER_RANKS
-from highrank.report.paper import PAPER
+from highrank.evaluate.paper import PAPER, PAPER_RANKS
 from highrank.runs import Config, find_recipe, parameter_count, read_config, recipe_names
 
-__all__ = ["RESULTS", "paper_table", "rank_table", "read_results", "recipe_table", "run_list", "tutorial_table"]
+__all__ = [
+    "RESULTS",
+    "paper_table",
+    "rank_table",
+    "read_results",
+    "recipe_table",
+    "results_of",
+    "run_list",
+    "tutorial_table",
+]
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 STAGES = ("train", "finetune", "dynamic")
@@ -28,6 +36,11 @@ RECIPE_OF = {
 def read_results() -> dict[str, dict[str, Any]]:
     """The content of every file, by its name."""
     return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+
+
+def results_of(benchmark: str) -> list[tuple[str, dict[str, Any]]]:
+    """The files of a benchmark, by recipe and machine, with their content."""
+    return [(file, found) for file, found in read_results().items() if file.startswith(f"{benchmark}.")]
 
 
 def paper_table(corpus: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from docs.generate.markdown import table
-from docs.generate.results import RESULTS, read_results
+from docs.generate.results import RESULTS, results_of
 
 __all__ = [
     "dynamic_evaluation_table",
@@ -61,7 +61,7 @@ def time_table() -> str:
 def step_table() -> str:
     """A training step beside the textbook's, for every recipe and machine that it was measured for."""
     tables = []
-    for file, found in _results_of("bench_train_step"):
+    for file, found in results_of("bench_train_step"):
         device, rows = found["about"]["device"], []
         baselines = {"times faster": "textbook"}
         if "textbook, bfloat16 autocast" in found["step"]:
@@ -89,7 +89,7 @@ def step_table() -> str:
 def filtered_step_table() -> str:
     """A training step of a trained mixture with the posterior filter, beside the textbook's from the same weights."""
     tables = []
-    for file, found in _results_of("bench_filtered_step"):
+    for file, found in results_of("bench_filtered_step"):
         rows = []
         for name, seconds in found["step"].items():
             faster = found["times_faster"].get(name)
@@ -107,7 +107,7 @@ def filtered_step_table() -> str:
 def dynamic_evaluation_table() -> str:
     """A segment of dynamic evaluation beside the textbook's, on every machine that it was measured on."""
     tables = []
-    for file, found in _results_of("bench_dynamic_evaluation"):
+    for file, found in results_of("bench_dynamic_evaluation"):
         device, rows = found["about"]["device"], []
         for name, seconds in found["segment"].items():
             faster = found["times_faster"].get(name)
@@ -128,7 +128,7 @@ def dynamic_evaluation_table() -> str:
 def waiting_table() -> str:
     """Milliseconds by the way that threads wait, beside none and more busy programs, on every machine."""
     rows, ways = [], []
-    for _, found in _results_of("bench_waiting_threads"):
+    for _, found in results_of("bench_waiting_threads"):
         beside = found["beside_busy_programs"]
         ways = list(next(iter(beside["0"].values())))
         rows += [
@@ -142,11 +142,6 @@ def waiting_table() -> str:
             for count, measured in beside.items()
         ]
     return table(["device", "ms of", "busy programs", *ways], rows, numbers=range(2, 3 + len(ways)))
-
-
-def _results_of(benchmark: str) -> list[tuple[str, dict[str, Any]]]:
-    """The files of a benchmark, by recipe and machine, with their content."""
-    return [(file, found) for file, found in read_results().items() if file.startswith(f"{benchmark}.")]
 
 
 def _spread(times: dict[str, float], shown: Callable[[float], str]) -> tuple[str, str]:

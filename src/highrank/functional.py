@@ -6,9 +6,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from highrank.ops import FLOP_FORMULAS, LossOptions, Settings, check_options, choose, fused_log_prob
+from highrank.ops import (
+    FLOP_FORMULAS,
+    LossOptions,
+    Settings,
+    check_options,
+    choose,
+    fused_log_prob,
+    fused_loss,
+    reference,
+)
 from highrank.ops.autocast import is_autocast_on, without_autocast
-from highrank.ops.reference import mixture_log_prob as reference_log_prob
 
 __all__ = [
     "FLOP_FORMULAS",
@@ -76,7 +84,7 @@ def mixture_cross_entropy(
     range is looked for on the CPU only; elsewhere its loss is NaN.
     Source: Yang et al. 2018, section 2.2 (arXiv 1711.03953).
     """
-    loss, _ = _loss(
+    loss, _, _ = _loss(
         context, prior_logits, weight, target, bias, ignore_index, reduction, label_smoothing, implementation, options
     )
     return loss
@@ -99,10 +107,9 @@ def mixture_statistics(
 
     Arguments, memory and errors as there; the statistics, of the target alone, add O(tokens * K).
     """
-    loss, log_prob = _loss(
+    loss, log_prob, prior_logits = _loss(
         context, prior_logits, weight, target, bias, ignore_index, reduction, label_smoothing, implementation, options
     )
-    _, prior_logits, _, _ = _autocast(context, prior_logits, weight, bias)
     log_prior = torch.log_softmax(prior_logits.detach().to(log_prob.dtype), dim=-1)
     prior, posterior = log_prior.exp(), torch.softmax(log_prior + log_prob, dim=-1)
     return MixtureStatistics(
@@ -126,8 +133,9 @@ def _loss(
     label_smoothing: float,
     implementation: str,
     options: LossOptions | None,
-) -> tuple[Tensor, Tensor]:
-    """The reduced loss, and log P(target | component) (*, K) without gradient."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The reduced loss, log P(target | component) (*, K) without gradient, and the prior's logits as autocast has
+    them."""
     context, prior_logits, weight, bias = _autocast(context, prior_logits, weight, bias)
     _check(context, prior_logits, weight, bias)
     if target.shape != context.shape[:-2]:
@@ -145,28 +153,24 @@ def _loss(
         raise ValueError(f"reduction: expected none, mean or sum, got {reduction!r}")
     if not isinstance(label_smoothing, Real) or not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {label_smoothing!r}")
-    compute = choose(implementation, context.device)
+    implementation = choose(implementation, context.device)
     settings = _settings(options, context, weight, float(label_smoothing))
     target_N = target.reshape(-1)
 
     with without_autocast(context.device.type):  # dtypes are settled: sums must not be cast down again
-        loss, log_prob_NK = compute(
-            context.reshape(-1, *context.shape[-2:]),
-            prior_logits.reshape(-1, prior_logits.shape[-1]),
-            weight,
-            bias,
-            target_N,
-            int(ignore_index),
-            settings,
-            summed=reduction != "none",
-        )
+        arguments = (*_flat(context, prior_logits), weight, bias, target_N, int(ignore_index), settings)
+        summed = reduction != "none"
+        if implementation == "reference":
+            loss, log_prob_NK = reference.mixture_loss(*arguments, summed)
+        else:
+            loss, log_prob_NK = fused_loss(*arguments, summed, implementation=implementation)
     if reduction == "mean":
         count = (target_N != ignore_index).sum()
         # NaN where nothing counts, as in PyTorch, but with gradients of zero: 0 / 0 would make them NaN.
         loss = (loss / count.clamp(min=1)).masked_fill(count == 0, torch.nan)
     elif reduction == "none":
         loss = loss.view(target.shape)
-    return loss, log_prob_NK.view(prior_logits.shape)
+    return loss, log_prob_NK.view(prior_logits.shape), prior_logits
 
 
 def mixture_log_prob(
@@ -198,12 +202,12 @@ def mixture_log_prob(
     """
     context, prior_logits, weight, bias = _autocast(context, prior_logits, weight, bias)
     _check(context, prior_logits, weight, bias)
-    choose(implementation, context.device)
-    inputs = context.reshape(-1, *context.shape[-2:]), prior_logits.reshape(-1, prior_logits.shape[-1]), weight, bias
+    implementation = choose(implementation, context.device)
+    inputs = (*_flat(context, prior_logits), weight, bias)
     settings = _settings(options, context, weight)
     with without_autocast(context.device.type):
         if implementation == "reference":
-            log_prob_NV = reference_log_prob(*inputs)
+            log_prob_NV = reference.mixture_log_prob(*inputs)
         else:
             log_prob_NV = fused_log_prob(*inputs, settings)
     return log_prob_NV.view(*context.shape[:-2], weight.shape[0])
@@ -227,6 +231,11 @@ def _autocast(
         return x if x.dtype == torch.float64 or not x.is_floating_point() else x.to(dtype)
 
     return cast(context), cast(prior_logits), cast(weight), None if bias is None else cast(bias)
+
+
+def _flat(context: Tensor, prior_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K, D) and (N, K)."""
+    return context.reshape(-1, *context.shape[-2:]), prior_logits.reshape(-1, prior_logits.shape[-1])
 
 
 def _check(context: Tensor, prior_logits: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol, TypeVar, final
 
-__all__ = ["READ_EVERY_S", "SILENT", "UNSTOPPABLE", "Display", "Pace", "by_the_clock"]
+__all__ = ["READ_EVERY_S", "SILENT", "UNSTOPPABLE", "Display", "Pace", "UntilStopped", "by_the_clock"]
 
 READ_EVERY_S = 0.5  # how often a loss is read for the display: a reading makes a GPU wait
 CLOCK_EVERY_S = 0.2
@@ -40,6 +40,25 @@ class _Silent:
 
 
 SILENT: Display = _Silent()
+
+
+@final
+class UntilStopped:
+    """A display, and a way to end its work from another thread: once ``stopping`` is set, the next progress that is
+    told raises ``error``."""
+
+    def __init__(self, display: Display, stopping: threading.Event, error: Exception) -> None:
+        self._display, self._stopping, self._error = display, stopping, error
+
+    def progress(
+        self, task: str, done: int, total: int | None, loss_nats: float | None = None, *, unit: str = "tokens"
+    ) -> None:
+        if self._stopping.is_set():
+            raise self._error
+        self._display.progress(task, done, total, loss_nats, unit=unit)
+
+    def message(self, text: str) -> None:
+        self._display.message(text)
 
 
 @final

@@ -21,9 +21,11 @@ from benchmarks import (
     bench_small_calls,
     harness,
     losses,
-    report_loss,
 )
 from benchmarks.losses import Size
+from docs.generate import results
+from docs.generate.loss import loss_figures
+from docs.generate.loss_plots import loss_plots
 from highrank.data import load_corpus
 from tests.untrained import make_run
 
@@ -31,14 +33,10 @@ SIZES = {"penn": Size(6, 3, 5, 40), "one-softmax": Size(9, 1, 5, 40)}
 
 
 @pytest.fixture(autouse=True)
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Results and the page of this test alone."""
-    for module in (harness, report_loss):
+def _results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this test alone."""
+    for module in (harness, results):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(report_loss, "DOCS", tmp_path)
-    page = tmp_path / "loss.md"
-    page.write_text(f"before\n{report_loss.BEGIN}old\n{report_loss.END}\nafter\n", encoding="utf-8")
-    return page
 
 
 def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str, code: int = 0) -> dict[str, Any]:
@@ -58,7 +56,7 @@ def small_product(device: str, dtype: torch.dtype, rows: int) -> Callable[[], ob
 LARGE_PRODUCT = bench_loss_speed.large_product
 
 
-def test_both_dtypes_are_measured_and_shown(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_dtypes_are_measured_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CPU_SIZES", SIZES)
     monkeypatch.setattr(bench_loss_speed, "large_product", small_product)
     speed = run(bench_loss_speed, monkeypatch, "--device", "cpu", "--repeats", "3")
@@ -66,10 +64,7 @@ def test_both_dtypes_are_measured_and_shown(page: Path, monkeypatch: pytest.Monk
     keys = [f"{name}.{dtype}" for name in SIZES for dtype in ("float32", "bfloat16")]
     assert list(speed["results"]) == list(memory["results"]) == keys
 
-    report_loss.main()
-    text = page.read_text(encoding="utf-8")
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
+    text = loss_figures()
     for name, dtype in (key.split(".") for key in keys):
         result = speed["results"][f"{name}.{dtype}"]
         ours = result["times"]["highrank chunked"]["median_s"]
@@ -85,19 +80,18 @@ def test_both_dtypes_are_measured_and_shown(page: Path, monkeypatch: pytest.Monk
     assert "`bench_loss_speed` on a GPU: not measured yet." in text
 
 
-def test_small_calls(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     few = ("--device", "cpu", "--tokens", "4", "--classes", "10", "2000", "--calls", "2", "--repeats", "2")
     rows = run(bench_small_calls, monkeypatch, *few)["sizes"]
     assert [row["size"]["classes"] for row in rows] == [10, 2000]
-    report_loss.main()
-    text = page.read_text(encoding="utf-8")
+    text = loss_figures()
     for row in rows:
         ours, textbook = (row["call"][name]["median_s"] for name in ("highrank chunked", "textbook"))
         assert row["times_faster"] == textbook / ours
         assert f"| 4 | 4 | 64 | {row['size']['classes']:,} | {1000 * ours:.2f} | {1000 * textbook:.2f} |" in text
 
 
-def test_a_loss_of_ours_that_fails_leaves_the_others_figures(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_of_ours_that_fails_leaves_the_others_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "IMPLEMENTATIONS", ("chunked",))
     monkeypatch.setattr(losses, "ours", lambda *_: out_of_memory)
     monkeypatch.setattr(bench_loss_speed, "large_product", small_product)
@@ -113,12 +107,14 @@ def test_a_loss_of_ours_that_fails_leaves_the_others_figures(page: Path, monkeyp
     assert result["times_faster"] == {}
     assert {"textbook", "three products"} < result["times"].keys()
     assert isinstance(memory["results"]["6,3,5,40.bfloat16"]["working_bytes"]["textbook"], int)
-    report_loss.main()
-    text = page.read_text(encoding="utf-8")
+    text = loss_figures()
     assert text.count("| highrank chunked | OutOfMemoryError |") == 3  # two tables of time, one of memory
+    [(name, plot)] = loss_plots().items()
+    assert f"(figures/{name})" in text
+    assert "candidate: textbook" in plot
 
 
-def test_smoothed_labels(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smoothed_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_label_smoothing, "textbook", out_of_memory)
     sizes = ("--device", "cpu", "--sizes", "6,3,5,40", "9,1,5,40", "--repeats", "2")
     results = run(bench_label_smoothing, monkeypatch, *sizes)["results"]
@@ -126,8 +122,7 @@ def test_smoothed_labels(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ["plain labels", "label_smoothing", "mixture_log_prob"],
         ["plain labels", "label_smoothing", "mixture_log_prob", "cross_entropy(linear)"],
     ]
-    report_loss.main()
-    text = page.read_text(encoding="utf-8")
+    text = loss_figures()
     assert text.count("| textbook | OutOfMemoryError |") == 2
     plain, smoothed = (results["6,3,5,40"]["times"][name]["median_s"] for name in ("plain labels", "label_smoothing"))
     assert f"| {smoothed / plain:.2f} |" in text
@@ -147,17 +142,14 @@ def out_of_memory(case: losses.Case) -> torch.Tensor:
     raise torch.OutOfMemoryError
 
 
-def test_the_filter_over_an_epoch(
-    page: Path, small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_filter_over_an_epoch(small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = load_corpus(small_text)
     folder = make_run(tmp_path / "k3", corpus).path
     common = (str(folder), "--data", str(small_text), "--heldout-tokens", "200", "--thresholds", "1e-3")
     short = run(bench_posterior_filter, monkeypatch, *common, "--updates", "2")["results"]["k3"]
     assert short["updates"] == 2
     assert not short["whole_epoch"]
-    report_loss.main()
-    assert "over a whole epoch (`--updates epoch`) has not been measured" in page.read_text(encoding="utf-8")
+    assert "over a whole epoch (`--updates epoch`) has not been measured" in loss_figures()
 
     whole = run(bench_posterior_filter, monkeypatch, *common, "--updates", "epoch")["results"]["k3"]
     assert list(whole["by_min_posterior"]) == ["0.0", "0.001"]
@@ -165,10 +157,12 @@ def test_the_filter_over_an_epoch(
     config = make_run(tmp_path / "again", corpus).config.train
     columns = len(corpus.tokens["train"]) // config.batch
     assert whole["updates"] == -(-(columns - 2) // config.bptt)
-    report_loss.main()
-    text = page.read_text(encoding="utf-8")
+    text = loss_figures()
     assert "has not been measured yet" not in text.partition("posterior filter")[2]
     assert f"valid loss after an epoch of {whole['updates']:,} updates" in text
+    [(name, plot)] = loss_plots().items()
+    assert f"(figures/{name})" in text
+    assert "model: K = 3" in plot
 
 
 def test_filtered_steps_begin_with_the_weights_of_a_run(

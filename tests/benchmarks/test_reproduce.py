@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import reproduce
 from highrank.errors import UserError
-from highrank.report.paper import PAPER
+from highrank.evaluate.paper import PAPER
 from highrank.runs import find_recipe, recipe_names
 
 ROOT = Path(__file__).resolve().parents[2]

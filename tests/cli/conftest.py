@@ -1,6 +1,7 @@
-"""A run that the tests of commands share."""
+"""A run that the tests of commands share, and a copy for those that change it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,9 @@ def trained(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert all(row["test_perplexity"] > 1 and row["valid_perplexity"] > 1 for row in result["stages"])
     assert result["sample"].strip()
     return out
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it, which a test may change."""
+    return shutil.copytree(trained, tmp_path / "run")

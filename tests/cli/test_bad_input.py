@@ -102,8 +102,7 @@ def test_an_empty_folder_is_no_run(options: list[str], small_text: Path, tmp_pat
     assert RunFolder.open(tmp_path / "run").results["train"]["epochs"] == 1
 
 
-def test_what_a_killed_fine_tuning_was_writing_is_no_fine_tuning(trained: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(trained, tmp_path / "run")
+def test_what_a_killed_fine_tuning_was_writing_is_no_fine_tuning(run: Path) -> None:
     shutil.rmtree(run / "finetune")
     (run / "finetune" / ".new-0123").mkdir(parents=True)
     done = here("finetune", run, "--device", "cpu", "--set", "finetune.epochs=1")
@@ -156,9 +155,7 @@ def test_text_that_changed_since(trained: Path, small_text: Path, tmp_path: Path
     one_line(here("evaluate", trained, "--data", folder), "changed since", "'start' is new; 'beginning' is missing")
 
 
-def test_a_text_that_is_gone_is_named_by_all_commands(trained: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
+def test_a_text_that_is_gone_is_named_by_all_commands(run: Path, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     facts = json.loads((run / "run.json").read_text())
     facts["corpus"]["folder"] = str(gone)
@@ -169,9 +166,7 @@ def test_a_text_that_is_gone_is_named_by_all_commands(trained: Path, tmp_path: P
         one_line(here(name, run, "--device", "cpu"), said)
 
 
-def test_a_model_that_does_not_fit_or_is_damaged(trained: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
+def test_a_model_that_does_not_fit_or_is_damaged(run: Path) -> None:
     words = (run / "vocabulary.txt").read_text().splitlines(keepends=True)
     (run / "vocabulary.txt").write_text("".join(words[:-1]))
     one_line(here("generate", run), "model.safetensors", "shape")
@@ -247,9 +242,7 @@ def test_a_corpus_that_is_not_here_means_one_line(tmp_path: Path, monkeypatch: p
     assert not list(tmp_path.iterdir())
 
 
-def test_fine_tuning_belongs_to_the_model_it_began_from(trained: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
+def test_fine_tuning_belongs_to_the_model_it_began_from(run: Path) -> None:
     shutil.copy(run / "finetune" / "model.safetensors", run / "train" / "model.safetensors")  # as if trained on
     one_line(here("finetune", run, "--resume"), "another trained model", "finetune")
 

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -52,48 +51,47 @@ def test_validations_record_the_use_of_components(trained: Path) -> None:
         assert 0 < record["prior_entropy_nats"] <= math.log(3)
 
 
-def test_evaluate_agrees_with_the_recorded_loss_and_the_python_api(trained: Path, small_text: Path) -> None:
-    done = here("evaluate", trained, "--split", "valid", "--batch", "4", "--stage", "train", "--json")
+def test_evaluate_agrees_with_the_recorded_loss_and_the_python_api(run: Path, small_text: Path) -> None:
+    done = here("evaluate", run, "--split", "valid", "--batch", "4", "--stage", "train", "--json")
     result = json.loads(done.stdout)
-    recorded = json.loads((trained / "results.json").read_text())["train"]["valid_loss_nats"]
+    recorded = json.loads((run / "results.json").read_text())["train"]["valid_loss_nats"]
     assert result["loss_nats"] == pytest.approx(recorded, abs=1e-5)  # in other segments: another order of sums
-    exact = json.loads(here("evaluate", trained, "--split", "valid", "--json").stdout)
+    exact = json.loads(here("evaluate", run, "--split", "valid", "--json").stdout)
     assert exact["tokens"] == len((small_text / "valid.txt").read_text().replace("\n", " <eos> ").split()) - 1
-    paper = json.loads(here("evaluate", trained, "--split", "test", "--paper", "--json").stdout)
-    test = json.loads(here("evaluate", trained, "--split", "test", "--json").stdout)
+    paper = json.loads(here("evaluate", run, "--split", "test", "--paper", "--json").stdout)
+    test = json.loads(here("evaluate", run, "--split", "test", "--json").stdout)
     assert paper["loss_nats"] == pytest.approx(test["loss_nats"] * test["tokens"] / (test["tokens"] + 1))
-    model, vocabulary = load(trained)
+    model, vocabulary = load(run)
     assert model.vocab_size == len(vocabulary)
 
 
-def test_dynamic_evaluation_caches_its_statistics(trained: Path) -> None:
-    first = here("dynamic-eval", trained, "--split", "valid", "--lr", "0.001", "--json")
-    cached = sorted(trained.rglob("gradient-statistics-*.safetensors"))
+def test_dynamic_evaluation_caches_its_statistics(run: Path) -> None:
+    first = here("dynamic-eval", run, "--split", "valid", "--lr", "0.001", "--json")
+    cached = sorted(run.rglob("gradient-statistics-*.safetensors"))
     stamps = [path.stat().st_mtime_ns for path in cached]
-    second = here("dynamic-eval", trained, "--split", "valid", "--lr", "0.001", "--json")
+    second = here("dynamic-eval", run, "--split", "valid", "--lr", "0.001", "--json")
     assert cached
-    assert [path.stat().st_mtime_ns for path in sorted(trained.rglob("gradient-statistics-*"))] == stamps
+    assert [path.stat().st_mtime_ns for path in sorted(run.rglob("gradient-statistics-*"))] == stamps
     assert json.loads(first.stdout)["valid"]["loss_nats"] == json.loads(second.stdout)["valid"]["loss_nats"]
 
 
-def test_damaged_statistics_are_computed_again(trained: Path) -> None:
-    path = next(trained.rglob("gradient-statistics-*.safetensors"))
+def test_damaged_statistics_are_computed_again(run: Path) -> None:
+    path = next(run.rglob("gradient-statistics-*.safetensors"))
     path.write_bytes(path.read_bytes()[:1000])
-    done = here("dynamic-eval", trained, "--split", "valid", "--json")
+    done = here("dynamic-eval", run, "--split", "valid", "--json")
     assert done.returncode == 0, done.stderr
     assert "again" in done.stderr
 
 
-def test_a_lost_dynamic_evaluation_is_no_result(trained: Path) -> None:
-    before = RunFolder.open(trained).results
-    done = here("dynamic-eval", trained, "--lr", "1000", "--epsilon", "1e-6")
+def test_a_lost_dynamic_evaluation_is_no_result(run: Path) -> None:
+    before = RunFolder.open(run).results
+    done = here("dynamic-eval", run, "--lr", "1000", "--epsilon", "1e-6")
     one_line(done, "the loss is lost", "dynamic.lr (250)", "dynamic.epsilon (dynamic-eval: --lr, --epsilon)")
-    one_line(here("dynamic-eval", trained, "--search", "1"), "two tokens of the validation text", codes=(2,))
-    assert RunFolder.open(trained).results == before
+    one_line(here("dynamic-eval", run, "--search", "1"), "two tokens of the validation text", codes=(2,))
+    assert RunFolder.open(run).results == before
 
 
-def test_a_dynamic_evaluation_says_which_one_it_replaces(trained: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(trained, tmp_path / "run")
+def test_a_dynamic_evaluation_says_which_one_it_replaces(run: Path) -> None:
     assert here("dynamic-eval", run, "--split", "valid", "--lr", "0.003").returncode == 0
     assert set(RunFolder.open(run).results["dynamic"]) & {"valid", "test"} == {"valid"}
     earlier = RunFolder.open(run).results["dynamic"]["valid"]["perplexity"]
@@ -103,8 +101,8 @@ def test_a_dynamic_evaluation_says_which_one_it_replaces(trained: Path, tmp_path
     assert said in (run / "log.txt").read_text(encoding="utf-8")
 
 
-def test_search_and_the_old_defect(trained: Path) -> None:
-    searched = here("dynamic-eval", trained, "--search", "300", "--json")
+def test_search_and_the_old_defect(run: Path) -> None:
+    searched = here("dynamic-eval", run, "--search", "300", "--json")
     found = json.loads(searched.stdout)
     best = found["settings"]
     assert f"search: best with --lr {best['lr']!r} --lamb {best['lamb']!r}" in searched.stderr
@@ -112,10 +110,10 @@ def test_search_and_the_old_defect(trained: Path) -> None:
     assert losses == sorted(losses)
     assert len(losses) >= 3
     assert {"valid", "test"} <= set(found)
-    before = (trained / "results.json").read_text()
-    done = here("dynamic-eval", trained, "--keep-weight-drop", "--json")
+    before = (run / "results.json").read_text()
+    done = here("dynamic-eval", run, "--keep-weight-drop", "--json")
     assert done.returncode == 0, done.stderr
-    assert (trained / "results.json").read_text() == before, "the measurement of a defect was recorded as a result"
+    assert (run / "results.json").read_text() == before, "the measurement of a defect was recorded as a result"
 
 
 def test_generate_is_repeatable(trained: Path) -> None:

@@ -165,8 +165,16 @@ def test_bad_input_is_one_clear_line(runs: Path, tmp_path: Path, capsys: pytest.
     assert not (runs / "softmax" / "rank.json").exists(), "the first was measured before the second was looked at"
 
 
-@pytest.mark.parametrize("contexts", ["0", "-1", "ten", "1.5"])
-def test_a_number_that_is_none_is_named(contexts: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        *((f"rank run --contexts {value}", "whole number of at least 1") for value in ("0", "-1", "ten", "1.5")),
+        ("report run --from 0.5", "whole number of at least 0"),
+        ("train penn --checkpoint-minutes -0.5", "number of at least 0"),
+    ],
+)
+def test_a_number_that_is_none_is_named(words: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["rank", "run", "--contexts", contexts])
-    assert f"--contexts: expected a number of at least 1, got {contexts}" in capsys.readouterr().err
+        main(words.split())
+    *_, option, value = words.split()
+    assert f"{option}: expected a {expected}, got {value}" in capsys.readouterr().err

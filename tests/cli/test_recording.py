@@ -1,7 +1,6 @@
 """What is measured of a run is recorded of the model it was measured on, or not at all; and it is always told."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,8 +20,8 @@ from tests.telling import Telling
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> RunFolder:
-    return RunFolder.open(shutil.copytree(trained, tmp_path / "run"))
+def run(run: Path) -> RunFolder:
+    return RunFolder.open(run)
 
 
 def another_model(run: RunFolder) -> None:
@@ -65,9 +64,8 @@ def test_a_whole_recipe_computes_what_is_missing_and_tells_what_cannot_be_record
         raise UserError(f"{path}: no space left")
 
     settings = dynamic_settings(run)
-    dynamic_evaluate_run(
-        run, corpus_of(run, None), ("valid",), settings._replace(lr=0.001)
-    )  # in the place of any other
+    # In the place of any other.
+    dynamic_evaluate_run(run, corpus_of(run, None), ("valid",), settings._replace(lr=0.001))
     dynamic_evaluate_run(run, corpus_of(run, None), ("valid",), settings)
     monkeypatch.setattr(of_run, "writing", full)
     done = here("run", RECIPE, "--data", small_text, "--out", run.path, "--resume", "--json", "--device", "cpu")
@@ -98,10 +96,21 @@ def test_ranks_and_components_are_of_the_model_that_was_measured(
     assert components_run(run, corpus)["model_sha256"] == run.model_stamp("finetune").sha256
 
 
+def test_a_model_is_stamped_before_it_is_read(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, before = RunFolder.load_model, run.model_stamp("finetune")
+
+    def meanwhile(run: RunFolder, *stage: str, **how: Any) -> Any:
+        another_model(run)
+        return load(run, *stage, **how)
+
+    monkeypatch.setattr(RunFolder, "load_model", meanwhile)
+    stamp, _ = run.stamped_model()
+    assert stamp == before != run.model_stamp("finetune")
+
+
 def test_gradient_statistics_are_of_the_model_that_was_loaded(run: RunFolder) -> None:
     corpus, settings = corpus_of(run, None), dynamic_settings(run)
-    stamp = run.model_stamp("finetune")
-    model = run.load_model("finetune")
+    stamp, model = run.stamped_model("finetune")
     kept = list((run.path / "finetune").glob("gradient-statistics-*"))
     assert kept
     another_model(run)

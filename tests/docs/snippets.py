@@ -40,7 +40,6 @@ MARK = rf"<!-- ({KINDS}):\s+((?:(?!-->).)*?)\s*-->"
 FENCED = re.compile(
     rf"^((?:<!-- (?:{KINDS}):(?:(?!-->).)*-->\n+)*)^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
-OTHER_COMMENTS = ("generated", "figures")
 SHOWN = ("", "text", "json", "toml")
 TRAINING = (["highrank", "train"], ["highrank", "run"])
 
@@ -73,7 +72,7 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    unknown = set(re.findall(r"^<!-- ([a-z ]+): ", text, re.MULTILINE)) - {*KINDS.split("|"), *OTHER_COMMENTS}
+    unknown = set(re.findall(r"^<!-- ([a-z ]+): ", text, re.MULTILINE)) - {*KINDS.split("|"), "generated"}
     assert not unknown, f"{page.name}: marks that mean nothing: {', '.join(unknown)}"
     found: list[Block] = []
     for match in FENCED.finditer(text):

@@ -6,15 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from docs.generate.__main__ import PARTS, ROOT, pages, written
+from docs.generate.__main__ import FIGURES, PARTS, ROOT, pages, written
 from docs.generate.benchmarks import benchmark_files
 from docs.generate.docstrings import as_markdown
+from docs.generate.loss_plots import loss_plots
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
 def test_a_page_is_what_would_be_written(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text == written(text), f"{page.name} is not up to date: make docs-write"
+
+
+def test_the_plots_show_what_would_be_drawn() -> None:
+    """Their points: where the text stands depends on the fonts of a machine."""
+
+    def points(plot: str) -> list[str]:
+        return re.findall('aria-label="(.+?)"', plot)
+
+    plots = {path.name: path.read_text(encoding="utf-8") for path in FIGURES.iterdir()}
+    drawn = loss_plots()
+    assert plots.keys() == drawn.keys()
+    for name, plot in plots.items():
+        assert points(plot) == points(drawn[name]), f"{name} is not up to date: make docs-write"
 
 
 def test_every_generated_part_is_on_a_page() -> None:

@@ -288,9 +288,8 @@ def test_a_dead_component_is_found(tmp_path: Path, corpus: Corpus) -> None:
         for name, parameter in lstm.named_parameters():
             parameter.zero_()
             if name == "bias_ih_l0":
-                parameter.view(4, -1).copy_(
-                    torch.tensor([[20.0], [-20.0], [20.0], [20.0]])
-                )  # input, forget, cell, output
+                input_forget_cell_output = torch.tensor([[20.0], [-20.0], [20.0], [20.0]])
+                parameter.view(4, -1).copy_(input_forget_cell_output)
         model.head.prior.weight.zero_()
         model.head.prior.weight[1] = -3
     run.save_best("train", model_tensors(model))

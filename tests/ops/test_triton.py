@@ -193,11 +193,8 @@ def test_a_gpu_must_be_of_the_right_kind(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
     answer = triton.cannot_run(torch.device(device))
     assert answer is None if reason is None else re.search(reason, answer or "")
-    ours = choose("auto", torch.device(device))
-    if reason is None:  # by name: whether the kernels work is only known when they have been tried
-        assert ours.keywords == {"implementation": "auto"}
-    else:
-        assert ours is choose("chunked", torch.device(device))
+    # Still by that name: whether the kernels work is only known when they have been tried.
+    assert choose("auto", torch.device(device)) == ("auto" if reason is None else "chunked")
 
 
 # Where it fails -------------------------------------------------------------------------------------------------------
@@ -357,7 +354,7 @@ def recorded_launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_auto_does_not_interpret() -> None:
-    assert choose("auto", CPU) is choose("chunked", CPU)
+    assert choose("auto", CPU) == "chunked"
 
 
 def test_importing_highrank_leaves_triton_alone() -> None:

@@ -246,12 +246,13 @@ def _no_corpus(run: RunFolder) -> Corpus:
 def test_different_vocabularies_are_refused(
     made: Made, begun: Callable[..., RunFolder], small_text: Path, tmp_path: Path
 ) -> None:
-    begun(tmp_path / "other", folder=small_text)
+    other = begun(tmp_path / "other", folder=small_text)
+    difference = RunFolder.open(made.runs[0]).vocabulary.difference(other.vocabulary)
     new = ["--out", tmp_path / "new" / "no.html", "--figures", tmp_path / "figures"]
     done = highrank("report", made.runs[0], tmp_path / "other", *new)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert "different vocabularies" in line
+    assert f"different vocabularies ({difference})" in line
     assert "neither their perplexities nor their predictions can be compared" in line
     assert [path.name for path in tmp_path.iterdir()] == ["other"], "a folder was made for a report that is refused"
 

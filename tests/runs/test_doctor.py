@@ -161,7 +161,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, str, tuple[str, ...]]] =
     "best model not finite": (
         lambda run: spoil(run / "finetune/model.safetensors"),
         "finetune/model.safetensors",
-        "infinite or none",
+        "not finite",
         ("finetune",),
     ),
     "best model missing": (
@@ -173,7 +173,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, str, tuple[str, ...]]] =
     "best model of another size": (
         lambda run: save_file({"w": np.zeros(3)}, run / "train/model.safetensors"),
         "train/model.safetensors",
-        "does not fit the configuration",
+        "no tensor '",
         ("train", "finetune"),
     ),
     "fine-tuning began from another model": (

@@ -16,6 +16,7 @@ from highrank.models.awd_lstm import DropConnectLSTM
 from highrank.runs import Config, RunFolder, build_model, read_config
 from highrank.runs.device import multiplies_bfloat16
 from highrank.train import Machine, StageState, train_stage, update
+from tests.telling import Telling
 
 PRODUCTS = ("mm", "addmm", "addmm_", "linear")
 
@@ -93,20 +94,11 @@ def test_a_layer_under_autocast_computes_on_a_cpu_as_without() -> None:
 def test_a_processor_without_such_products_is_named(
     monkeypatch: pytest.MonkeyPatch, small_text: Path, tmp_path: Path
 ) -> None:
-    class Messages:
-        def __init__(self) -> None:
-            self.said: list[str] = []
-
-        def progress(self, task: str, done: int, total: int, loss_nats: float) -> None: ...
-
-        def message(self, text: str) -> None:
-            self.said.append(text)
-
     def said(name: str) -> list[str]:
-        display = Messages()
+        display = Telling()
         run = RunFolder.create(tmp_path / name, config, corpus.vocabulary, corpus)
         train_stage(run, "train", corpus, Machine(display=display))
-        return [text for text in display.said if "bfloat16" in text]
+        return [text for text in display.messages if "bfloat16" in text]
 
     corpus = load_corpus(small_text)
     config = read_config(RECIPE, overrides=["train.precision=bfloat16", "train.epochs=1"])

@@ -27,6 +27,7 @@ from highrank.runs.doctor import examine
 from highrank.runs.tensors import read_tensors
 from highrank.train import Interrupted, Machine, Position, StageState, finetune, train, train_stage
 from highrank.train.optimizer import SGD
+from tests.telling import Telling
 
 
 def wait_for(path: Path, process: subprocess.Popen[Any]) -> None:
@@ -103,15 +104,13 @@ def test_removed_checkpoints_lose_nothing(setting: Setting, tmp_path: Path) -> N
 def test_a_signal_in_the_last_validation_is_not_lost(small_text: Path, tmp_path: Path) -> None:
     """The stage is over, but what would follow is not begun."""
 
-    class Interrupting:
+    class Interrupting(Telling):
         sent = False
 
-        def progress(self, task: str, done: int, total: int, loss_nats: float) -> None:
+        def progress(self, task: str, *done: Any, **how: Any) -> None:
             if "validation" in task and not self.sent:  # a second one would end the process
                 self.sent = True
                 os.kill(os.getpid(), signal.SIGINT)
-
-        def message(self, text: str) -> None: ...
 
     corpus = load_corpus(small_text)
     config = read_config(RECIPE, overrides=["train.epochs=1"])
@@ -125,15 +124,13 @@ def test_a_signal_in_the_last_validation_is_not_lost(small_text: Path, tmp_path:
 def test_other_optimizers_rates_averages_and_precisions_resume_too(
     optimizer: str, precision: str, small_text: Path, tmp_path: Path
 ) -> None:
-    class Interrupting:
+    class Interrupting(Telling):
         seen = 0
 
-        def progress(self, task: str, done: int, total: int, loss_nats: float) -> None:
+        def progress(self, task: str, *done: Any, **how: Any) -> None:
             self.seen += task == "train: epoch 2/2"
             if self.seen == 2:  # within the epoch, between two updates
                 os.kill(os.getpid(), signal.SIGINT)
-
-        def message(self, text: str) -> None: ...
 
     corpus = load_corpus(small_text)
     rates = ["train.schedule=cosine", "train.warmup=0.2", f"train.lr={0.01 if optimizer == 'adamw' else 20}"]

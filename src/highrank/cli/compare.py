@@ -44,7 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _result(comparison: "Comparison") -> dict[str, Any]:
-
     return {
         "runs": [
             {

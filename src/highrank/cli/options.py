@@ -40,7 +40,8 @@ def _at_least(least: int, text: str, read: Callable[[str], float]) -> float:
     with contextlib.suppress(ValueError):  # argparse would say the name of a function of ours
         if least <= (value := read(text)) < math.inf:
             return value
-    raise argparse.ArgumentTypeError(f"expected a number of at least {least}, got {text}")
+    kind = "whole number" if read is int else "number"
+    raise argparse.ArgumentTypeError(f"expected a {kind} of at least {least}, got {text}")
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:

@@ -17,11 +17,12 @@ from highrank.evaluate.of_run import (
     prepare_statistics,
     scored_settings,
 )
+from highrank.evaluate.paper import PAPER_RANKS
 from highrank.evaluate.passage import Passage, line_start, read_passage
 from highrank.evaluate.perplexity import Evaluation, evaluate
 from highrank.evaluate.prediction import Explanation, Prediction, predict_next
 from highrank.evaluate.rank import Rank, rank
-from highrank.evaluate.rank_of_run import PAPER_RANKS, number_of_contexts, rank_run
+from highrank.evaluate.rank_of_run import number_of_contexts, rank_run
 from highrank.evaluate.search import Trial, search_settings
 from highrank.evaluate.surprisal import Score, ScoredWord, Surprisal, score_text, surprisal
 from highrank.evaluate.temperature import TemperatureSearch, evaluate_at, tune_temperature

@@ -42,9 +42,7 @@ def evaluate_run_with_cache(
             exit_code=2,
         )
     run.check_corpus(corpus)
-    stage = stage or run.last_stage()
-    stamp = run.model_stamp(stage)
-    model = run.load_model(stage, device=device)
+    stamp, model = run.stamped_model(stage, device=device)
     tuned_on = None
     if theta is None or share is None:
         tuned_on = TUNED_ON
@@ -53,12 +51,12 @@ def evaluate_run_with_cache(
     else:
         settings = CacheSettings(window, theta, share)
     with_it, without = evaluate_with_cache(
-        model, corpus.tokens[split], settings, what=f"{stage}: {split} with a cache", display=display
+        model, corpus.tokens[split], settings, what=f"{stamp.stage}: {split} with a cache", display=display
     )
     how = settings._asdict() | {"tuned_on": tuned_on}
     figures = as_result(with_it)
     plain = {"loss_nats": without.loss_nats, "perplexity": without.perplexity}
-    result = {"run": str(run.path), "stage": stage, "split": split} | how | figures | {"without_cache": plain}
+    result = {"run": str(run.path), "stage": stamp.stage, "split": split} | how | figures | {"without_cache": plain}
     with recording(result):
         _record(run, stamp, how, {split: figures}, display)
     return result

@@ -126,9 +126,8 @@ def component_differences(head: Head, hidden_SH: Tensor, *, display: Display = S
         done = sum(map(len, information))
         display.progress("differences of components", done, len(hidden_SH), unit="contexts")
     assert isinstance(divergence_KK, Tensor)
-    divergence_KK = (divergence_KK / len(hidden_SH)).fill_diagonal_(
-        0
-    )  # rounding aside it is symmetric, and not below 0
+    # Rounding aside it is symmetric, and not below 0.
+    divergence_KK = (divergence_KK / len(hidden_SH)).fill_diagonal_(0)
     return Differences(
         ((divergence_KK + divergence_KK.T) / 2).clamp(min=0).cpu(), torch.cat(information).clamp(min=0).cpu()
     )

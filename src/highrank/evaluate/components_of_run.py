@@ -79,9 +79,7 @@ def components_run(
     check_has_components(run)
     if control is not None:
         check_same_vocabulary(run, control)
-    stage = stage or run.last_stage()
-    stamp = run.model_stamp(stage)
-    model = run.load_model(stage, device=device)
+    stamp, model = run.stamped_model(stage, device=device)
     tokens = corpus.tokens[split]
     text = text_statistics(model, tokens, contexts=CONTEXTS, what=f"components: {split}", display=display)
     differences = component_differences(model.head, text.hidden, display=display)
@@ -92,7 +90,7 @@ def components_run(
         against = _against(control, text, tokens, bands, f"control: {split}", device, display)
     figures = {
         "format": 1,
-        "stage": stage,
+        "stage": stamp.stage,
         "split": split,
         "model_sha256": stamp.sha256,
         "head": run.config.model.head,

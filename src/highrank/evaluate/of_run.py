@@ -61,9 +61,8 @@ def evaluate_run(
     Raises NotRecordedError, with the result, where the run cannot be written.
     """
     run.check_corpus(corpus)
-    stage = stage or workers.first(run.last_stage)
-    stamp = workers.first(lambda: run.model_stamp(stage))
-    model = run.load_model(stage, device=device, workers=workers)
+    stamp, model = run.stamped_model(stage, device=device, workers=workers)
+    stage = stamp.stage
     batch = PAPER_BATCH[split] if paper else batch
     evaluation = evaluate(
         model, corpus.tokens[split], batch=batch, what=f"{stage}: {split}", display=display, workers=workers
@@ -132,9 +131,8 @@ def dynamic_evaluate_run(
     part = corpus.tokens["valid"][:search_tokens]
     if search_tokens and len(part) < 2:
         raise UserError(f"search: expected two tokens of the validation text or more, got {len(part)}", exit_code=2)
-    stage = stage or run.last_stage()
-    stamp = run.model_stamp(stage)
-    model = run.load_model(stage, device=device)
+    stamp, model = run.stamped_model(stage, device=device)
+    stage = stamp.stage
     statistics = cached_statistics(run, stamp, model, corpus, settings, display)
     result: dict[str, Any] = {"run": str(run.path), "stage": stage}
     if search_tokens:
@@ -219,9 +217,7 @@ def prepare_statistics(
     if workers.count == 1:
         return  # it computes them itself
     run.check_corpus(corpus)
-    stage = stage or workers.first(run.last_stage)
-    stamp = workers.first(lambda: run.model_stamp(stage))
-    model = run.load_model(stage, device=device, workers=workers)
+    stamp, model = run.stamped_model(stage, device=device, workers=workers)
     # The answer is sent to all, not the statistics, which are as large as the model.
     if not workers.first(lambda: known_statistics(run, stamp, model, corpus, settings, display=display) is not None):
         _new_statistics(run, stamp, model, corpus, settings, display, workers)

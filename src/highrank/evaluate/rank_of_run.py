@@ -19,14 +19,7 @@ from highrank.progress import SILENT, Display
 from highrank.runs import RunFolder
 from highrank.runs.measured import RANK_FILE
 
-__all__ = ["PAPER_RANKS", "log_prob_matrix", "number_of_contexts", "rank_bound", "rank_run"]
-
-# Yang et al. 2018 (arXiv 1711.03953), Penn Treebank, V = 10,000; by the same round-off rule.
-PAPER_RANKS = (
-    {"head": "softmax", "num_components": 1, "context_features": 400, "vocabulary": 10_000, "rank": 400},
-    {"head": "mixture-of-contexts", "num_components": 15, "context_features": 280, "vocabulary": 10_000, "rank": 280},
-    {"head": "mixture-of-softmaxes", "num_components": 15, "context_features": 280, "vocabulary": 10_000, "rank": 9981},
-)
+__all__ = ["log_prob_matrix", "number_of_contexts", "rank_bound", "rank_run"]
 
 
 def rank_run(
@@ -56,9 +49,7 @@ def rank_run(
     """
     began = time.perf_counter()
     run.check_corpus(corpus)
-    stage = stage or run.last_stage()
-    stamp = run.model_stamp(stage)
-    model = run.load_model(stage, device=device)
+    stamp, model = run.stamped_model(stage, device=device)
     contexts = number_of_contexts(run, corpus, split, contexts)
     announce_memory(contexts, model.vocab_size, device, display)
     tokens = corpus.tokens[split]
@@ -67,7 +58,7 @@ def rank_run(
     found = measure_rank(matrix_NV, display=display)
     figures = {
         "format": 1,
-        "stage": stage,
+        "stage": stamp.stage,
         "split": split,
         "model_sha256": stamp.sha256,
         "head": run.config.model.head,

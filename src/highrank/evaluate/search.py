@@ -23,7 +23,7 @@ from highrank.errors import UserError
 from highrank.evaluate.adaptation import DynamicSettings, GradientStatistics
 from highrank.evaluate.dynamic import dynamic_evaluate
 from highrank.models import LanguageModel
-from highrank.progress import SILENT, Display
+from highrank.progress import SILENT, Display, UntilStopped
 from highrank.runs.device import total_memory
 
 __all__ = ["Trial", "search_settings"]
@@ -144,24 +144,10 @@ class _Trials:
 
     def _trial(self, settings: DynamicSettings, tokens: NDArray[np.int32]) -> Trial:
         model = self._model_of_thread()
+        # Between two segments a trial hears that a signal or an error has ended the search.
+        display = UntilStopped(SILENT, self._ended, _Ended())
         try:
-            evaluation = dynamic_evaluate(model, tokens, self._statistics, settings, display=_EndedDisplay(self._ended))
+            evaluation = dynamic_evaluate(model, tokens, self._statistics, settings, display=display)
         except UserError:  # of a rate too high: the text is long enough
             return Trial(settings, len(tokens), math.inf)
         return Trial(settings, len(tokens), evaluation.loss_nats)
-
-
-class _EndedDisplay:
-    """Through which a trial hears, between two segments, that a signal or an error has ended the search."""
-
-    def __init__(self, ended: threading.Event) -> None:
-        self._ended = ended
-
-    def progress(
-        self, task: str, done: int, total: int | None, loss_nats: float | None = None, *, unit: str = "tokens"
-    ) -> None:
-        if self._ended.is_set():
-            raise _Ended
-
-    def message(self, text: str) -> None:
-        return None

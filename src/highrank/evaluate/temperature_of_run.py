@@ -40,9 +40,8 @@ def evaluate_run_at(
     """
     workers.first(lambda: _check(temperature, split))
     run.check_corpus(corpus)
-    stage = stage or workers.first(run.last_stage)
-    stamp = workers.first(lambda: run.model_stamp(stage))
-    model = run.load_model(stage, device=device, workers=workers)
+    stamp, model = run.stamped_model(stage, device=device, workers=workers)
+    stage = stamp.stage
     settings: dict[str, Any] = {"temperature": temperature, "tuned_on": None}
     if temperature == "tune":
         search = tune_temperature_of(run, model, corpus, display=display, workers=workers)

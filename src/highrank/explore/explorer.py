@@ -29,7 +29,7 @@ from highrank.evaluate import (
 )
 from highrank.models import LanguageModel
 from highrank.perplexity import perplexity
-from highrank.progress import SILENT, Display
+from highrank.progress import SILENT, Display, UntilStopped
 from highrank.runs import RunFolder
 
 __all__ = ["Adapted", "Change", "Explorer", "View"]
@@ -103,10 +103,9 @@ class Explorer:
         statistics_tokens: int = STATISTICS_TOKENS,
     ) -> None:
         self.run = run
-        self.stage = stage or run.last_stage()
         self.vocabulary = run.vocabulary
-        self._stamp = run.model_stamp(self.stage)  # of what is loaded now: training may go on beside the page
-        self.model = run.load_model(self.stage, device=device)
+        self._stamp, self.model = run.stamped_model(stage, device=device)  # training may go on beside the page
+        self.stage = self._stamp.stage
         self.settings = scored_settings(run, self.stage)
         self._corpus = corpus
         self._statistics_tokens = statistics_tokens
@@ -204,25 +203,7 @@ class Explorer:
         )
 
     def _unless_stopped(self, display: Display) -> Display:
-        return _UnlessStopped(display, self._stopping)
-
-
-class _UnlessStopped:
-    """A display whose work ends when the page is closed."""
-
-    def __init__(self, display: Display, stopping: threading.Event) -> None:
-        self._display = display
-        self._stopping = stopping
-
-    def progress(
-        self, task: str, done: int, total: int | None, loss_nats: float | None = None, *, unit: str = "tokens"
-    ) -> None:
-        if self._stopping.is_set():
-            raise UserError("the page was closed")
-        self._display.progress(task, done, total, loss_nats, unit=unit)
-
-    def message(self, text: str) -> None:
-        self._display.message(text)
+        return UntilStopped(display, self._stopping, UserError("the page was closed"))
 
 
 def _adapt(

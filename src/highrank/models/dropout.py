@@ -4,7 +4,6 @@ They differ in what shares a mask: a word type (embedding), a sequence (locked),
 """
 
 import math
-from abc import ABC, abstractmethod
 from typing import final
 
 import torch
@@ -15,7 +14,7 @@ from highrank.random import derived_seed, torch_generator
 __all__ = ["Dropout", "EmbeddingDropout", "LockedDropout", "WeightDropout", "seed_dropouts"]
 
 
-class Dropout(nn.Module, ABC):
+class Dropout(nn.Module):
     """Zeroes with probability ``p`` in training and scales the rest by 1 / (1 - p); ``forward`` says what is shared."""
 
     def __init__(self, p: float) -> None:
@@ -48,9 +47,6 @@ class Dropout(nn.Module, ABC):
         """``scale`` where ``kept``, else 0."""
         return self.kept(shape, like.device) * self.scale(like)
 
-    @abstractmethod
-    def forward(self, *tensors: Tensor) -> Tensor: ...
-
     def extra_repr(self) -> str:
         return f"p={self.p}"
 
@@ -62,8 +58,7 @@ class LockedDropout(Dropout):
     Time comes first: of (B, T, *) each time step would have its own mask, the same for all sequences.
     """
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        (sequence,) = tensors
+    def forward(self, sequence: Tensor) -> Tensor:
         if not self.active:
             return sequence
         return sequence * self.mask((1, *sequence.shape[1:]), sequence)
@@ -73,8 +68,7 @@ class LockedDropout(Dropout):
 class EmbeddingDropout(Dropout):
     """Whole words: every occurrence of a word type in the batch is dropped, or none. Source: Gal & Ghahramani 2016."""
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        tokens, weight = tensors
+    def forward(self, tokens: Tensor, weight: Tensor) -> Tensor:
         embedded = nn.functional.embedding(tokens, weight)
         if not self.active:
             return embedded
@@ -87,8 +81,7 @@ class EmbeddingDropout(Dropout):
 class WeightDropout(Dropout):
     """DropConnect: single weights of a matrix, one mask a call. Source: Wan et al. 2013, Merity et al. 2017."""
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        (weight,) = tensors
+    def forward(self, weight: Tensor) -> Tensor:
         if not self.active:
             return weight
         # Not by ``mask``: the backward pass keeps what is multiplied with, and a truth value is a quarter of a number.

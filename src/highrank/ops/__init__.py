@@ -9,7 +9,7 @@ reference.
 
 from highrank.ops.factored import factored_loss
 from highrank.ops.log_prob import fused_log_prob
-from highrank.ops.operator import FLOP_FORMULAS
+from highrank.ops.operator import FLOP_FORMULAS, fused_loss
 from highrank.ops.options import LossOptions, check_options
 from highrank.ops.table import IMPLEMENTATIONS, choose
 from highrank.ops.walk import Settings
@@ -23,4 +23,5 @@ __all__ = [
     "choose",
     "factored_loss",
     "fused_log_prob",
+    "fused_loss",
 ]

@@ -32,7 +32,6 @@ __all__ = [
     "strips",
     "subtract_targets",
     "walk",
-    "whole_vectors",
 ]
 
 # Rows that begin on a vector's boundary: a ragged V or D costs a matrix product on a CPU much of its speed, by the
@@ -113,27 +112,27 @@ def new_gradients(context: Tensor, weight: Tensor, needs: Needs, dtype: torch.dt
     return Gradients(
         context.new_empty(context.shape) if needs.context else None,
         None,
-        weight.new_zeros((len(weight), whole_vectors(features, dtype)), dtype=dtype)[:, :features]
+        weight.new_zeros((len(weight), _whole_vectors(features, dtype)), dtype=dtype)[:, :features]
         if needs.weight
         else None,
         weight.new_zeros(len(weight), dtype=dtype) if needs.bias else None,
     )
 
 
-def whole_vectors(columns: int, dtype: torch.dtype) -> int:
+def _whole_vectors(columns: int, dtype: torch.dtype) -> int:
     """How long a row of so many numbers is made."""
     return round_up(columns, ROW_BYTES // dtype.itemsize)
 
 
 def _logits_buffer(rows: int, weight: Tensor) -> Tensor:
     """Room for rows of logits (R, U): U = V made round."""
-    return weight.new_empty((rows, whole_vectors(len(weight), weight.dtype)))
+    return weight.new_empty((rows, _whole_vectors(len(weight), weight.dtype)))
 
 
 def block_buffer(context: Tensor, weight: Tensor, settings: Settings) -> Tensor:
     """Room for a block of logits: R = rows = tokens in block * K."""
     tokens, components, features = context.shape
-    widest = max(whole_vectors(len(weight), weight.dtype), features)  # the products have rows of D numbers
+    widest = max(_whole_vectors(len(weight), weight.dtype), features)  # the products have rows of D numbers
     block = max(1, settings.block_bytes // (components * widest * weight.itemsize))
     return _logits_buffer(min(block, max(tokens, 1)) * components, weight)
 

@@ -27,8 +27,9 @@ from torch.autograd import forward_ad
 
 from highrank.ops import smoothed
 from highrank.ops.autocast import without_autocast
+from highrank.ops.table import WALKS
 from highrank.ops.target import sort_targets
-from highrank.ops.walk import Gradients, Needs, Settings, Walk
+from highrank.ops.walk import Gradients, Needs, Settings
 
 __all__ = [
     "FLOP_FORMULAS",
@@ -41,8 +42,6 @@ __all__ = [
     "refuse_functional_gradient",
     "refuse_second_derivative",
 ]
-
-WALKS: dict[str, Walk] = {}  # filled by ops.table: the arguments of an operator can name a function but not carry it
 
 # For ``torch.utils.flop_counter.FlopCounterMode(custom_mapping=FLOP_FORMULAS)``, which sees an operator from outside.
 # Filled by ``define``; not registered with PyTorch, whose counter takes Triton's compiler to import.

@@ -1,22 +1,30 @@
 """Which implementation computes the loss."""
 
 import warnings
-from collections.abc import Callable
-from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from highrank.ops import chunked, operator, reference, triton
-from highrank.ops.walk import Gradients
+from highrank.ops import chunked, triton
+from highrank.ops.walk import Gradients, Walk
 
-__all__ = ["IMPLEMENTATIONS", "choose"]
+__all__ = ["IMPLEMENTATIONS", "WALKS", "choose"]
 
-Implementation = Callable[..., tuple[Tensor, Tensor]]
+IMPLEMENTATIONS = ("reference", "chunked", "triton")
 
 _GIVEN_UP: set[torch.device] = set()  # where the kernels have failed in this process
+
+
+def choose(name: str, device: torch.device) -> str:
+    """The name of what is to compute: "reference" or one of ``WALKS``. Raises ValueError if that cannot run there."""
+    if name == "auto":
+        return "auto" if device.type == "cuda" and triton.cannot_run(device) is None else "chunked"
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation: expected auto, {', '.join(IMPLEMENTATIONS)}, got {name!r}")
+    if name == "triton" and (reason := triton.cannot_run(device)):
+        raise ValueError(f"implementation: 'triton' cannot run: {reason}")
+    return name
 
 
 def _kernels_if_they_work(*arguments: Any, **keywords: Any) -> tuple[Tensor, Gradients]:
@@ -36,27 +44,5 @@ def _kernels_if_they_work(*arguments: Any, **keywords: Any) -> tuple[Tensor, Gra
     return chunked.walk(*arguments, **keywords)
 
 
-operator.WALKS["chunked"] = chunked.walk
-operator.WALKS["triton"] = triton.walk
-operator.WALKS["auto"] = _kernels_if_they_work
-
-_AUTO_ON_A_GPU = partial(operator.fused_loss, implementation="auto")
-_TABLE: dict[str, Implementation] = {
-    "reference": reference.mixture_loss,
-    "chunked": partial(operator.fused_loss, implementation="chunked"),
-    "triton": partial(operator.fused_loss, implementation="triton"),
-}
-IMPLEMENTATIONS = MappingProxyType(_TABLE)
-
-
-def choose(name: str, device: torch.device) -> Implementation:
-    """The implementation of that name; ``auto`` takes the best that can run. Raises ValueError with the reason."""
-    if name == "auto":
-        if device.type == "cuda" and triton.cannot_run(device) is None:
-            return _AUTO_ON_A_GPU
-        name = "chunked"
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation: expected auto, {', '.join(IMPLEMENTATIONS)}, got {name!r}")
-    if name == "triton" and (reason := triton.cannot_run(device)):
-        raise ValueError(f"implementation: 'triton' cannot run: {reason}")
-    return IMPLEMENTATIONS[name]
+# The arguments of an operator can name a function but not carry it.
+WALKS: dict[str, Walk] = {"auto": _kernels_if_they_work, "chunked": chunked.walk, "triton": triton.walk}

@@ -116,18 +116,11 @@ def check_comparable(runs: Sequence[RunFolder]) -> None:
     """Raises UserError naming the first two runs that cannot stand in one report, and why."""
     first, *others = runs
     for run in others:
-        ours, theirs = first.vocabulary.words, run.vocabulary.words
-        if ours == theirs:
-            continue
-        if len(ours) != len(theirs):
-            how = f"{len(ours):,} and {len(theirs):,} words"
-        else:
-            place = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
-            how = f"word {place} is {ours[place]!r} and {theirs[place]!r}"
-        raise UserError(
-            f"{first.path} and {run.path} have different vocabularies ({how}): neither their perplexities nor their "
-            "predictions can be compared; make a report of each"
-        )
+        if difference := first.vocabulary.difference(run.vocabulary):
+            raise UserError(
+                f"{first.path} and {run.path} have different vocabularies ({difference}): neither their perplexities "
+                "nor their predictions can be compared; make a report of each"
+            )
     resolved = Counter(run.path.resolve() for run in runs)
     twice = [path for path, count in resolved.items() if count > 1]
     if twice:
@@ -248,8 +241,7 @@ def _add_passage(
 ) -> None:
     run = subject.run
     tokens = corpus.tokens[SPLIT]
-    stamp = run.model_stamp(stage)
-    model = run.load_model(stage, device=device)
+    stamp, model = run.stamped_model(stage, device=device)
     # A short text is shown from early on, or there would be nothing left to show.
     wanted_start = min(wanted.passage_from, max(1, len(tokens) - wanted.passage_words))
     read = partial(

@@ -15,23 +15,21 @@ from markupsafe import Markup
 
 from highrank import __version__
 from highrank.duration import duration
-from highrank.evaluate import PAPER_RANKS
+from highrank.evaluate.paper import PAPER, PAPER_RANKS, SOURCE
 from highrank.report.figure import Figure
 from highrank.report.gather import Subject
-from highrank.report.paper import PAPER, SOURCE
 from highrank.report.passage_view import passage_data, passage_words
 from highrank.report.results import paper_of, result_rows
-from highrank.report.training_figures import MEASURES
+from highrank.report.training_figures import MEASURES, PLACES
 from highrank.runs import to_toml
 from highrank.runs.config import differing_settings
 from highrank.runs.listing import tempered_figures
 from highrank.runs.measured import Components, RankFigures
-from highrank.runs.records import STAGE_TITLES
+from highrank.runs.records import STAGE_TITLES, corpus_name
 
 __all__ = ["render", "vegalite_version"]
 
 STATIC_WIDTH = 640  # of a plot where there is no script
-PLACES = {"epoch": "epochs", "tokens": "tokens", "time": "time"}
 
 
 def render(subjects: Sequence[Subject], figures: Sequence[Figure], *, date: str, command: str) -> str:
@@ -71,7 +69,7 @@ def render(subjects: Sequence[Subject], figures: Sequence[Figure], *, date: str,
         result_notes=_result_notes(subjects),
         training=training,
         measures=[(measure, measure) for measure in MEASURES],
-        places=[(place, text) for place, text in PLACES.items() if _has(training, place)],
+        places=[(place, place) for place in PLACES if _has(training, place)],
         validations=[(one.label, point) for one in subjects for point in one.history.validations],
         training_notes=[
             f"{subject.label}: no record of its training (an imported model has none)"
@@ -117,7 +115,7 @@ def _data(read: Sequence[Subject], figures: Sequence[Figure]) -> dict[str, Any]:
 def _embedded(value: object) -> str:
     """JSON that ends no script element, whatever words it holds."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
@@ -142,7 +140,7 @@ def _has(training: Sequence[Figure], place: str) -> bool:
 
 
 def _subtitle(subjects: Sequence[Subject]) -> str:
-    names = {_fact(subject, "corpus", "name") or subject.run.config.data.corpus for subject in subjects}
+    names = {corpus_name(subject.run.facts, subject.run.config) for subject in subjects}
     runs = "one run" if len(subjects) == 1 else f"{len(subjects)} runs"
     return f"{runs} on {', '.join(sorted(names))}, {len(subjects[0].run.vocabulary):,} words"
 
@@ -162,8 +160,9 @@ def _result_notes(subjects: Sequence[Subject]) -> list[str]:
 
 def _tempered_notes(subject: Subject) -> Iterator[str]:
     """What the table leaves out: perplexities at a softmax temperature."""
+    results = subject.run.results
     for stage, title in STAGE_TITLES.items():
-        found = tempered_figures(subject.run.results.get(stage, {}))
+        found = tempered_figures(results.get(stage, {}))
         if found is None:
             continue
         splits = {"valid": found.valid_perplexity, "test": found.test_perplexity}

@@ -38,7 +38,7 @@ def passage_words(passage: Passage, vocabulary: Vocabulary) -> list[Word]:
 def passage_data(passage: Passage, vocabulary: Vocabulary) -> dict[str, Any]:
     """``words``: a list of texts, to which all others are indices. ``passage``: the words that came. ``before``,
     ``after`` (or null): for each of them [surprisal, [[word, probability]], [[prior, posterior, [[word, probability]]]
-    by component]]; ``shades`` of both. ``weights``: of a mixture of contexts, how they are averaged."""
+    by component]]. ``full``: the surprisal that takes the whole colour. Surprisals are in nats."""
     numbers: dict[int, int] = {}
 
     def index(word: int) -> int:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from highrank.evaluate.paper import PAPER, Published
 from highrank.report.gather import Subject
-from highrank.report.paper import PAPER, Published
 from highrank.runs.records import STAGE_TITLES, Result
 
 __all__ = ["Cell", "Row", "paper_of", "result_rows"]

@@ -11,9 +11,10 @@ __all__ = ["summary_lines", "summary_rows"]
 
 def summary_rows(run: RunFolder) -> list[dict[str, Any]]:
     """For each stage that has results: stage, valid and test perplexity (None: not measured), elapsed_s."""
+    results = run.results
     rows = []
     for name, title in STAGE_TITLES.items():
-        result = run.results.get(name)
+        result = results.get(name)
         if result is None:
             continue
         rows.append(

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-__all__ = ["DASHES", "SHAPES", "Look", "chart_config", "colour_range"]
+__all__ = ["DASHES", "SHAPES", "Look", "chart_config"]
 
 # "page": colours are variables of the page's style sheet, so that a chart follows it from light to dark and to paper.
 # "paper": colours are numbers, the sizes those of a column of print.
@@ -17,7 +17,7 @@ PAPER_COLOURS = {"ink": "#111111", "muted": "#555555", "grid": "#dddddd"}
 FONTS = {"page": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "paper": "Helvetica, Arial, sans-serif"}
 
 
-def colour_range(look: Look) -> list[str]:
+def _colour_range(look: Look) -> list[str]:
     return [f"var(--series-{number})" for number in range(1, len(COLOURS) + 1)] if look == "page" else list(COLOURS)
 
 
@@ -52,5 +52,5 @@ def chart_config(look: Look) -> dict[str, Any]:
         },
         "text": {"color": colours["ink"], "fontSize": 11},
         "rule": {"color": colours["muted"]},
-        "range": {"category": colour_range(look)},
+        "range": {"category": _colour_range(look)},
     }

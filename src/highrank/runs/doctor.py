@@ -15,6 +15,7 @@ from highrank import __version__
 from highrank.data import Vocabulary, load_corpus
 from highrank.errors import UserError
 from highrank.files import file_sha256, leftovers
+from highrank.models import LanguageModel
 from highrank.progress import SILENT, Display
 from highrank.runs.build import build_model
 from highrank.runs.checkpoint import checkpoint_folders, load_checkpoint
@@ -32,12 +33,11 @@ from highrank.runs.records import (
     read_facts,
     read_results,
 )
-from highrank.runs.tensors import read_tensors
+from highrank.runs.tensors import put_model_tensors, read_tensors
 
 __all__ = ["Ability", "Diagnosis", "Finding", "examine"]
 
 Found = TypeVar("Found")
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,11 @@ class _Examination:
         corpus = None
         if config is not None and facts is not None and vocabulary is not None:
             corpus = self.attempt("corpus", self.check_corpus)
-        shapes: Shapes | None = None
+        model = None
         if config is not None and vocabulary is not None:
             with torch.device("meta"):
                 model = build_model(config, len(vocabulary))
-            shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        stages = {stage: self.check_stage(stage, shapes) for stage in STAGES}
+        stages = {stage: self.check_stage(stage, model) for stage in STAGES}
         records = self.attempt("metrics.jsonl", self.read_metrics) or []
         for stage, found in stages.items():
             self.check_history(stage, found, records)
@@ -159,15 +158,15 @@ class _Examination:
         run.check_corpus(load_corpus(folder, name=run.config.data.corpus, display=self.display))
         return folder, f"{folder}: the text of the run"
 
-    def check_stage(self, stage: str, shapes: Shapes | None) -> _Stage:
+    def check_stage(self, stage: str, model: LanguageModel | None) -> _Stage:
         found, folder = _Stage(), self.run / stage
         best = folder / "model.safetensors"
         found.has_best = best.exists()
         if found.has_best:
-            found.best = self.attempt(f"{stage}/{best.name}", partial(_best_model, best, shapes)) is not None
+            found.best = self.attempt(f"{stage}/{best.name}", partial(_best_model, best, model)) is not None
         for path in checkpoint_folders(folder):
             found.checkpoints += 1
-            position = self.attempt(f"{stage}/{path.name}", partial(_position, path, shapes))
+            position = self.attempt(f"{stage}/{path.name}", partial(_position, path, model))
             if position is not None:
                 found.positions.append(position)
         for path in sorted(folder.glob("gradient-statistics-*.safetensors")):
@@ -299,11 +298,11 @@ def _command(*words: str) -> str:
     return shlex.join(["highrank", *words])
 
 
-def _position(path: Path, shapes: Shapes | None) -> tuple[Mapping[str, Any], str]:
+def _position(path: Path, model: LanguageModel | None) -> tuple[Mapping[str, Any], str]:
     """Where a checkpoint stands. Raises UserError if anything in it is damaged or does not fit."""
     checkpoint = load_checkpoint(path)
-    _fitting(checkpoint.model, shapes)
-    _finite(checkpoint.tensors)
+    _check_fit(checkpoint.model, model, path)
+    _check_finite(checkpoint.tensors)
     position = checkpoint.state.get("position")
     types = {"epoch": int, "step": int, "finished": bool, "history": list, "started_from": str}
     if not isinstance(position, dict) or any(type(position.get(name)) is not kind for name, kind in types.items()):
@@ -316,26 +315,21 @@ def _position(path: Path, shapes: Shapes | None) -> tuple[Mapping[str, Any], str
     return position, f"epoch {position['epoch']}, update {position['step']}" + ", the end" * position["finished"]
 
 
-def _best_model(path: Path, shapes: Shapes | None) -> tuple[Path, str]:
-    _fitting(read_tensors(path), shapes)
+def _best_model(path: Path, model: LanguageModel | None) -> tuple[Path, str]:
+    _check_fit(read_tensors(path), model, path)
     return path, "the best model"
 
 
-def _fitting(tensors: Mapping[str, Tensor], shapes: Shapes | None) -> None:
-    """Raises UserError unless the tensors are those of the run's configuration and vocabulary (None: not known)."""
-    if shapes is not None:
-        if strange := sorted(tensors.keys() ^ shapes.keys()):
-            side = "without" if strange[0] in shapes else "with"
-            raise UserError(f"does not fit the configuration: {side} the tensor {strange[0]}")
-        for name, shape in shapes.items():
-            if tuple(tensors[name].shape) != shape:
-                raise UserError(
-                    f"does not fit configuration and vocabulary: {name} is {tuple(tensors[name].shape)}, not {shape}"
-                )
-    _finite(tensors)
+def _check_fit(tensors: Mapping[str, Tensor], model: LanguageModel | None, source: Path) -> None:
+    """Raises UserError unless the tensors are those of the ``model``, on "meta", that the run's configuration and
+    vocabulary ask for (None: not known), and finite."""
+    if model is None:
+        _check_finite(tensors)
+    else:
+        put_model_tensors(model, tensors, source=source)
 
 
-def _finite(tensors: Mapping[str, Tensor]) -> None:
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise UserError(f"{name} holds numbers that are infinite or none")

@@ -209,6 +209,17 @@ class RunFolder:
         model.past_decoder = None
         return model.to(device).eval()
 
+    def stamped_model(
+        self, stage: str | None = None, *, device: torch.device | str = "cpu", workers: Workers = ALONE
+    ) -> tuple[ModelStamp, LanguageModel]:
+        """The model of ``load_model``, and its stamp.
+
+        The stamp is taken first: should training replace the file meanwhile, what is measured of the newer model is
+        not recorded, while the other order would record the earlier one's figures as those of the newer.
+        """
+        stamp = workers.first(lambda: self.model_stamp(stage or self.last_stage()))
+        return stamp, self.load_model(stamp.stage, device=device, workers=workers)
+
     def _best_tensors(self, stage: str) -> tuple[Path, dict[str, Tensor]]:
         path = self.best_model_path(stage)
         if not path.exists():

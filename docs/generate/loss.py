@@ -1,49 +1,54 @@
-"""Writes the tables and plots of docs/loss.md from benchmarks/results. Needs Altair: pip install '.[report]'"""
+"""The loss's figures on its page, from ``benchmarks/results``."""
 
-import json
 import math
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import altair as alt
-import vl_convert
-
-from benchmarks.harness import RESULTS
 from benchmarks.losses import REFERENCE, default_of_ours
-from highrank.report.theme import SHAPES, chart_config
+from docs.generate.loss_plots import growth_plot, posteriors_plot
+from docs.generate.markdown import table
+from docs.generate.results import results_of
 
-DOCS = Path(__file__).parent.parent / "docs"
-BEGIN, END = "<!-- figures: python -m benchmarks.report_loss -->\n", "<!-- end of figures -->"
-DECADES = [step * 10.0**power for power in range(-4, 6) for step in (1, 2, 5)]  # of a logarithmic axis
+__all__ = ["loss_figures"]
+
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
-def read(name: str) -> list[dict[str, Any]]:
-    """NAME.json, and NAME.WHAT.json of other machines or models; and what the file is called."""
-    return [{"file": path.stem} | json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}.*json"))]
+def loss_figures() -> str:
+    """What was measured on every device, then of the posterior filter."""
+    lines = []
+    for device in DEVICES:
+        for benchmark, write in PARTS.items():
+            measured = results_of(f"{benchmark}.{device}")
+            for file, found in measured:
+                lines += write(device, {"file": file, **found})
+            if device == "cuda" and not measured:
+                lines += [f"`{benchmark}` on a GPU: not measured yet.", ""]
+    if filtered := [found for _, found in results_of("bench_posterior_filter")]:
+        lines += _posterior_filter(filtered)
+    return "\n".join(lines)
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    head = list(head)
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] + ["--:"] * (len(head) - 1), *rows)] + [""]
+def _figures(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of numbers, but for its first column."""
+    return table(head, rows, numbers=range(1, len(head)))
 
 
-def processor(found: dict[str, Any]) -> str:
+def _processor(found: dict[str, Any]) -> str:
     device = found["about"]["device"]
     return str(device["gpu"] or device["cpu"])
 
 
-def where(found: dict[str, Any]) -> str:
+def _where(found: dict[str, Any]) -> str:
     device = found["about"]["device"]
     threads = device["threads"]
-    what = processor(found) + ("" if device["gpu"] else f", {threads} thread{'s' * (threads > 1)}")
+    what = _processor(found) + ("" if device["gpu"] else f", {threads} thread{'s' * (threads > 1)}")
     versions = found["about"]["versions"]
     return f"{what}, PyTorch {versions['torch']}, commit {found['about']['commit']}"
 
 
-def speed(device: str, found: dict[str, Any]) -> list[str]:
-    lines = [f"## Time on a {DEVICES[device]}: {processor(found)}", "", f"Forward and backward. {where(found)}.", ""]
+def _speed(device: str, found: dict[str, Any]) -> list[str]:
+    lines = [f"## Time on a {DEVICES[device]}: {_processor(found)}", "", f"Forward and backward. {_where(found)}.", ""]
     for name, result in found["results"].items():
         size, rates, ours = result["size"], result["operations_per_s"], default_of_ours(result["times"], device)
         least = f"the three products would take {1000 * result['operations'] / rates['large product']:,.0f} ms."
@@ -69,7 +74,7 @@ def speed(device: str, found: dict[str, Any]) -> list[str]:
                 ]
             )
         rows += [[candidate, why, "", "", ""] for candidate, why in result["failed"].items()]
-        lines += table(["", "ms", "p20 - p80", "GFLOP/s", "time / ours"], rows)
+        lines.append(_figures(["", "ms", "p20 - p80", "GFLOP/s", "time / ours"], rows))
     # By inputs in bfloat16 in older files, whose textbook's are in float32.
     ways = {"bfloat16_times_faster": "highrank in bfloat16", "autocast_times_faster": "highrank under autocast"}
     for key, ours in ways.items():
@@ -81,15 +86,15 @@ def speed(device: str, found: dict[str, Any]) -> list[str]:
             for name, ratios in across.items()
         ]
         lines += [f"**{ours}** is so many times faster than", ""]
-        lines += table(["", *others], cells)
+        lines.append(_figures(["", *others], cells))
     return lines
 
 
-def memory(device: str, found: dict[str, Any]) -> list[str]:
+def _memory(device: str, found: dict[str, Any]) -> list[str]:
     lines = [
         f"## Memory on a {DEVICES[device]}",
         "",
-        f"MiB beside inputs and gradients, by the allocator. {where(found)}.",
+        f"MiB beside inputs and gradients, by the allocator. {_where(found)}.",
         "",
     ]
     results = found["results"]
@@ -100,52 +105,10 @@ def memory(device: str, found: dict[str, Any]) -> list[str]:
 
     rows = [[name, *(cell(result["working_bytes"].get(name)) for result in results.values())] for name in names]
     rows += [["*one (N, K, V) in float32*", *(cell(result["bytes_of_logits"]) for result in results.values())]]
-    return lines + table(["", *results], rows)
+    return [*lines, _figures(["", *results], rows)]
 
 
-def growth_panel(results: dict[str, Any], axis: str, measure: str, title: str) -> alt.Chart:
-    """Time or memory of every candidate as one size grows, on two logarithmic axes."""
-    sizes = [
-        {"candidate": name, "size": size, "seconds": seconds, "MiB": size_bytes / 2**20}
-        for name, by_axis in results.items()
-        for size, seconds, size_bytes in zip(
-            by_axis[axis]["values"], by_axis[axis]["seconds"], by_axis[axis]["working_bytes"], strict=True
-        )
-    ]
-    values = sorted({row["size"] for row in sizes})
-    x = alt.X(
-        "size:Q",
-        title=axis,
-        scale=alt.Scale(type="log", nice=False),
-        axis=alt.Axis(values=values, format=",", grid=False),
-    )
-    y = alt.Y(
-        f"{measure}:Q", title=title, scale=alt.Scale(type="log", nice=False), axis=alt.Axis(values=DECADES, format="~g")
-    )
-    lines = alt.Chart({"values": sizes}).mark_line(point={"size": 40})
-    return lines.encode(x=x, y=y, **by("candidate", list(results))).properties(width=170, height=160)
-
-
-def by(field: str, names: list[str]) -> dict[str, Any]:
-    """Colour and shape of the lines of a plot, with one legend."""
-    legend = alt.Legend(orient="top", title=None)
-    return {
-        "color": alt.Color(f"{field}:N", scale=alt.Scale(domain=names), legend=legend),
-        "shape": alt.Shape(f"{field}:N", scale=alt.Scale(domain=names, range=SHAPES[: len(names)]), legend=legend),
-    }
-
-
-def save(chart: alt.TopLevelMixin, name: str) -> Path:
-    """As SVG beside the page; the same bytes from the same figures."""
-    path = DOCS / "figures" / name
-    path.parent.mkdir(exist_ok=True)
-    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    svg = vl_convert.vegalite_to_svg({**chart.to_dict(), "config": chart_config("paper")}, vl_version=version)
-    path.write_text(svg + "\n")
-    return path
-
-
-def growth(device: str, found: dict[str, Any]) -> list[str]:
+def _growth(device: str, found: dict[str, Any]) -> list[str]:
     axes = list(next(iter(found["results"].values())))
     rows = []
     for name, by_axis in found["results"].items():
@@ -156,24 +119,19 @@ def growth(device: str, found: dict[str, Any]) -> list[str]:
                 *(f"{by_axis[axis]['exponent_of_working_bytes']:.2f}" for axis in axes),
             ]
         )
-    rows_of_panels = [
-        alt.hconcat(*(growth_panel(found["results"], axis, measure, title) for axis in axes)).resolve_scale(y="shared")
-        for measure, title in (("seconds", "seconds"), ("MiB", "MiB beside inputs and gradients"))
-    ]
-    path = save(alt.vconcat(*rows_of_panels), f"{found['file'].removeprefix('bench_').replace('.', '_')}.svg")
     base = ", ".join(f"{axis} {value:,}" for axis, value in found["base"].items())
     return [
         f"## Growth on a {DEVICES[device]}",
         "",
-        f"One size grows, the others stay at {base}. Fitted exponents: 1 is linear, 0 is flat. {where(found)}.",
+        f"One size grows, the others stay at {base}. Fitted exponents: 1 is linear, 0 is flat. {_where(found)}.",
         "",
-        *table(["", *(f"time: {axis}" for axis in axes), *(f"memory: {axis}" for axis in axes)], rows),
-        f"![Time and memory as each size grows](figures/{path.name})",
+        _figures(["", *(f"time: {axis}" for axis in axes), *(f"memory: {axis}" for axis in axes)], rows),
+        f"![Time and memory as each size grows](figures/{growth_plot(found['file'])})",
         "",
     ]
 
 
-def small(device: str, found: dict[str, Any]) -> list[str]:
+def _small(device: str, found: dict[str, Any]) -> list[str]:
     rows = []
     for row in found["sizes"]:
         call = row["call"]
@@ -194,20 +152,21 @@ def small(device: str, found: dict[str, Any]) -> list[str]:
         f"## Small calls on a {DEVICES[device]}",
         "",
         "A call has a fixed cost: some forty small operations, and Python between them. Below the size at which "
-        f"time / ours reaches 1 the textbook's formula takes less time. Float32, forward and backward. {where(found)}.",
+        "time / ours reaches 1 the textbook's formula takes less time. Float32, forward and backward. "
+        f"{_where(found)}.",
         "",
-        *table(["N", "K", "D", "V", "highrank, ms", "textbook, ms", "time / ours", "highrank's reference, ms"], rows),
+        _figures(["N", "K", "D", "V", "highrank, ms", "textbook, ms", "time / ours", "highrank's reference, ms"], rows),
     ]
 
 
-def smoothed(device: str, found: dict[str, Any]) -> list[str]:
+def _smoothed(device: str, found: dict[str, Any]) -> list[str]:
     lines = [
         f"## Smoothed labels on a {DEVICES[device]}",
         "",
         f"`label_smoothing={found['label_smoothing']}` beside plain labels, the same loss from all log-probabilities, "
         "and the textbook's formula, in turn. Float32, forward and backward; memory beside inputs and gradients. "
         "PyTorch's `F.linear_cross_entropy` does not cut into chunks with smoothed labels: it is "
-        f"`cross_entropy(linear)` then. {where(found)}.",
+        f"`cross_entropy(linear)` then. {_where(found)}.",
         "",
     ]
     for name, result in found["results"].items():
@@ -217,7 +176,7 @@ def smoothed(device: str, found: dict[str, Any]) -> list[str]:
             f"**{name}**: N = {size['tokens']:,}, K = {size['components']}, D = {size['features']}, "
             f"V = {size['classes']:,}.",
             "",
-            *table(
+            _figures(
                 ["", "ms", "p20 - p80", "time / plain labels", "MiB"],
                 [
                     [
@@ -235,7 +194,7 @@ def smoothed(device: str, found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def posterior_filter(measured: list[dict[str, Any]]) -> list[str]:
+def _posterior_filter(measured: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## The posterior filter",
         "",
@@ -247,13 +206,12 @@ def posterior_filter(measured: list[dict[str, Any]]) -> list[str]:
     if not any(result.get("whole_epoch") for found in measured for result in found["results"].values()):
         lines += ["What the filter changes over a whole epoch (`--updates epoch`) has not been measured yet.", ""]
     for number, found in enumerate(measured):
-        lines += trained_on(found, f"posteriors{number or ''}.svg")
+        lines += _trained_on(found, posteriors_plot(number))
     return lines
 
 
-def trained_on(found: dict[str, Any], figure: str) -> list[str]:
-    lines = [f"{where(found)}.", ""]
-    histograms: list[dict[str, Any]] = []
+def _trained_on(found: dict[str, Any], plot: str) -> list[str]:
+    lines = [f"{_where(found)}.", ""]
     for result in found["results"].values():
         components = result["model"]["num_components"]
         shares = result["posteriors"]["share_below"]
@@ -263,7 +221,7 @@ def trained_on(found: dict[str, Any], figure: str) -> list[str]:
             f"**K = {components}**, perplexity {math.exp(result['valid_loss_nats_before']):.0f} on held-out text. "
             f"Posteriors there: largest, second largest, ... on average {ranked}.",
             "",
-            *table(
+            _figures(
                 [
                     "min_posterior",
                     "rows below it",
@@ -287,48 +245,13 @@ def trained_on(found: dict[str, Any], figure: str) -> list[str]:
                 ],
             ),
         ]
-        histogram = result["posteriors"]["histogram"]
-        decades = [f"<{histogram['edges'][1]:.0e}", *(f"{edge:.0e}" for edge in histogram["edges"][1:-1])]
-        histograms += [
-            {"model": f"K = {components}", "posterior": decade, "share": 100 * share}
-            for decade, share in zip(decades, histogram["share"], strict=True)
-        ]
-    x = alt.X("posterior:O", sort=decades, title="posterior, from this to ten times it", axis=alt.Axis(labelAngle=0))
-    y = alt.Y("share:Q", title="% of all (token, component)")
-    models = list(dict.fromkeys(row["model"] for row in histograms))
-    chart = alt.Chart({"values": histograms}).mark_line(point={"size": 50})
-    path = save(chart.encode(x=x, y=y, **by("model", models)).properties(width=420, height=210), figure)
-    return [*lines, f"![Histogram of posteriors on held-out text](figures/{path.name})", ""]
+    return [*lines, f"![Histogram of posteriors on held-out text](figures/{plot})", ""]
 
 
 PARTS = {
-    "bench_loss_speed": speed,
-    "bench_loss_memory": memory,
-    "bench_loss_growth": growth,
-    "bench_small_calls": small,
-    "bench_label_smoothing": smoothed,
+    "bench_loss_speed": _speed,
+    "bench_loss_memory": _memory,
+    "bench_loss_growth": _growth,
+    "bench_small_calls": _small,
+    "bench_label_smoothing": _smoothed,
 }
-
-
-def main() -> None:
-    lines = [""]
-    for device in DEVICES:
-        for name, write in PARTS.items():
-            measured = read(f"{name}.{device}")
-            for found in measured:
-                lines += write(device, found)
-            if device == "cuda" and not measured:
-                lines += [f"`{name}` on a GPU: not measured yet.", ""]
-    filtered = read("bench_posterior_filter")
-    if filtered:
-        lines += posterior_filter(filtered)
-    page = DOCS / "loss.md"
-    text = page.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after)
-    print(f"-> {page}")
-
-
-if __name__ == "__main__":
-    main()
