@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import RECIPE, Done, here, one_line
-from benchmarks.same_bits import checksums
+from benchmarks.same_bits import checksums, compare, damaged_files
 from highrank.runs import RunFolder, read_config
 from highrank.runs.checkpoint import checkpoint_folders
 
@@ -236,3 +236,40 @@ def test_an_imported_run_is_not_changed_by_what_is_refused(run: Path, resumed: C
     before = checksums(run)
     one_line(resumed("train", "train.lr=7"), "no checkpoint of train to go on from")
     assert checksums(run) == before
+
+
+def test_training_goes_on_for_more_epochs_as_if_they_had_been_planned(small_text: Path, tmp_path: Path) -> None:
+    short, planned = tmp_path / "short", tmp_path / "planned"
+
+    def train(out: Path, epochs: int, *options: str) -> Done:
+        settings = setting(*SETTINGS, f"train.epochs={epochs}")
+        return here("train", RECIPE, *settings, "--device", "cpu", "--data", small_text, "--out", out, *options)
+
+    assert train(planned, 3).returncode == train(short, 2).returncode == 0
+    assert here("evaluate", short, "--data", small_text, "--device", "cpu").returncode == 0
+    done = train(short, 3, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "settings changed: train.epochs 2 -> 3" in done.stderr
+    assert compare(short, planned).different == []
+    assert damaged_files(short) == []
+    results = RunFolder.open(short).results["train"]
+    assert results["epochs"] == 3
+    assert "test" not in results, "it was of the shorter training"
+    fewer = train(short, 1, "--resume")
+    assert "training has come to its end: train.epochs stays 3 (asked for: 1)" in fewer.stderr
+    for checkpoint in checkpoint_folders(short / "train"):
+        shutil.rmtree(checkpoint)
+    one_line(train(short, 4, "--resume"), "no checkpoint to train longer from")
+
+
+def test_training_is_not_longer_once_fine_tuning_has_begun(run: Path, resumed: Callable[..., Done]) -> None:
+    before = checksums(run)
+    one_line(resumed("train", "train.epochs=3"), "fine-tuning has begun", f"remove {run / 'finetune'}")
+    assert checksums(run) == before
+
+
+def test_epochs_stay_where_the_rate_depends_on_them(small_text: Path, tmp_path: Path) -> None:
+    options = [*setting(*SETTINGS, "train.schedule=linear"), "--data", small_text, "--out", tmp_path / "run"]
+    assert here("train", RECIPE, *options, "--device", "cpu").returncode == 0
+    more = [*options, "--set", "train.epochs=3", "--resume", "--device", "cpu"]
+    one_line(here("train", RECIPE, *more), "the run was started with other settings (train.epochs = 2, now 3)")

@@ -65,7 +65,8 @@ def train_stage(
         workers.first(lambda: forget_all(run, stage))
     else:
         restore(state, checkpoint, run, stage, machine)
-        if state.position.finished:
+        longer = stage == "train" and state.position.epoch < config.train.epochs  # than it was when it ended
+        if state.position.finished and not longer:
             return _figures(state.position)
         where = f"epoch {state.position.epoch}, update {state.position.step}"
         machine.display.message(f"resuming {stage} at {where}")
@@ -121,6 +122,10 @@ class _Stage:
         self.saved_at = self.told_at = time.monotonic()
 
     def run_to_the_end(self) -> None:
+        if self.state.position.finished:  # with fewer epochs than there are to be now
+            self.state.position.finished = False
+            self.workers.first(lambda: self.run.forget_results_of(self.stage))
+            self.go_on()
         if self.settings.starts_trained and self.state.position.best_loss is None:
             self.validate()
         while not self.state.position.finished:
@@ -256,14 +261,20 @@ class _Stage:
         return evaluation.loss_nats
 
     def decide(self, loss: float) -> None:
-        """Start averaging, stop, or go on."""
-        position, settings = self.state.position, self.settings
-        stalled = is_stalled(position.history, loss, settings.nonmono)
+        """Stop, or go on."""
+        position = self.state.position
         position.history.append(loss)
-        due = settings.average_from and position.epoch + 1 >= settings.average_from
-        if position.epoch >= settings.epochs:
+        if position.epoch >= self.settings.epochs:
             position.finished = True
-            return
+        else:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Begin the next epoch, with averaged weights perhaps, or stop where that is of no use."""
+        position, settings = self.state.position, self.settings
+        *earlier, loss = position.history
+        stalled = is_stalled(earlier, loss, settings.nonmono)
+        due = settings.average_from and position.epoch + 1 >= settings.average_from
         if stalled and settings.starts_trained:
             position.finished = True
             self.recorder.message(f"{self.stage}: the validation loss has stalled, done")

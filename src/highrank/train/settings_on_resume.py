@@ -14,7 +14,7 @@ from highrank.files import is_free
 from highrank.progress import SILENT
 from highrank.runs import STAGES, Config, RunFolder, at_work, parse_config
 from highrank.runs.config import changed_settings
-from highrank.runs.records import has_ended
+from highrank.runs.records import checkpoint_folders, has_ended
 from highrank.train.checks import check_can_go_on, check_can_train, check_not_begun, check_trained
 
 __all__ = ["open_or_create", "set_later_settings"]
@@ -41,9 +41,11 @@ def open_or_create(
     """A new run folder, or with ``resume`` the one that is there, if it was made of the same configuration and text.
 
     What may change on the way, logged and said to ``notice``: the rate and clipping of training, how its updates are
-    computed, and the settings of later stages; where ``overrides`` are given, which ``config`` has in it, only those
-    that they name. Those of a stage that has come to its end stay, and ``notice`` is told of others that were asked
-    for. Raises UserError, and writes nothing, where ``check_can_train`` does for those of the ``stages`` that have not.
+    computed, the settings of later stages, and at a constant rate the epochs of training; where ``overrides`` are
+    given, which ``config`` has in it, only those that they name. Those of a stage that has come to its end stay, and
+    ``notice`` is told of others that were asked for; but with more epochs training goes on, if there is a checkpoint
+    and fine-tuning has not begun. Raises UserError, and writes nothing, where ``check_can_train`` does for those of the
+    ``stages`` that have not ended.
     """
     if not resume or is_free(path):
         check_can_train(config, corpus, workers, device, stages=stages)  # before anything is written
@@ -52,7 +54,8 @@ def open_or_create(
         return RunFolder.create(path, config, corpus.vocabulary, corpus)
     run = RunFolder.open(path)
     begun = run.config
-    if fixed := _changed_but(MAY_CHANGE, begun, config):
+    constant = begun.train.schedule == "constant" and not begun.train.warmup  # else the epochs say what the rate is
+    if fixed := _changed_but((*MAY_CHANGE, "train.epochs") if constant else MAY_CHANGE, begun, config):
         changed = "; ".join(f"{name} = {old}, now {new}" for name, (old, new) in fixed.items())
         raise UserError(
             f"{path}: the run was started with other settings ({changed}); resume with the same, or start anew"
@@ -60,14 +63,19 @@ def open_or_create(
     run.check_corpus(corpus)
     check_can_go_on(run, "train")
     ended = [stage for stage in STAGES if has_ended(path, stage)]
+    asked = config
     if overrides is not None:
         asked = parse_config(msgspec.to_builtins(begun), source=str(path), overrides=overrides)
+    if "train" in ended and asked.train.epochs > begun.train.epochs:
+        _check_can_be_longer(run)
+        ended.remove("train")
+    if overrides is not None:
         # Of a stage that has ended nothing can be changed, with --set or without.
         of_ended = {stage: getattr(asked, stage) for stage in ended}
         if kept := changed_settings(asked, replace(config, **of_ended)):
             stays = ", ".join(f"{name} stays {value} (the recipe has {other})" for name, (value, other) in kept.items())
             notice(f"{stays}: --set changes what a run was started with")
-        config = asked
+    config = asked
     config = _with_settings_of_the_ended(run, ended, config, notice)
     if to_come := [stage for stage in stages if stage not in ended]:
         check_can_train(config, corpus, workers, device, stages=to_come)
@@ -76,6 +84,19 @@ def open_or_create(
         return run
     with at_work(path):
         return run.change_config(config, notice=notice)
+
+
+def _check_can_be_longer(run: RunFolder) -> None:
+    """Raises UserError if a training at its end cannot go on."""
+    if not checkpoint_folders(run.stage_folder("train")):
+        raise UserError(f"{run.path}: training has come to its end, and there is no checkpoint to train longer from")
+    try:
+        check_not_begun(run, "finetune")
+    except UserError as error:
+        raise UserError(
+            f"{run.path}: fine-tuning has begun from the trained model; to train longer remove "
+            f"{run.stage_folder('finetune')}"
+        ) from error
 
 
 def _changed_but(may_change: Sequence[str], begun: Config, config: Config) -> dict[str, tuple[str, str]]:
