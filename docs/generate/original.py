@@ -15,7 +15,7 @@ BY_HAND = {
     "cuda": "`--device cpu`; its flag switched the GPU off, and there it still does",
     "model": "one model: the AWD-LSTM with the head of `model.head`",
     "single_gpu": "`--workers 1`, the default",
-    "continue_train": "`--resume`, which goes on to the same bits, and with a larger `train.epochs` beyond the end; not on "
+    "continue_train": "`--resume`, which goes on to the same bits, and beyond the end with more `train.epochs`; not on "
     "another text, or from an imported model",
     "log-interval": "none: a line every few seconds, means of 50 updates and each validation in `metrics.jsonl`",
 }
