@@ -24,6 +24,7 @@ from options import (
 from highrank.cli.launch import launch, launched
 from highrank.cli.output import notice
 from highrank.cli.stage import interruptible, machine
+from highrank.data import Corpus
 from highrank.runs import Config, RunFolder, at_work
 from highrank.train import Machine, corpus_of, finetune, set_later_settings
 
@@ -38,8 +39,9 @@ def main() -> int:
         if (workers := workers_for(config, gpus(arguments))) > 1:
             return launch(sys.argv, workers, after_loss=device.after_loss)
     with machine(device) as where, interruptible(where) as ending, at_work(Path(arguments.save), where.workers):
-        run = where.workers.first(lambda: open_run(arguments, config, where))
-        corpus = corpus_of(run, arguments.data, display=where.display)
+        opened = where.workers.first(lambda: RunFolder.open(Path(arguments.save)))
+        corpus = corpus_of(replace(opened, config=config), arguments.data, display=where.display)
+        run = where.workers.first(lambda: with_settings(opened, config, corpus, arguments, where))
         finetune(run, corpus, where, resume=arguments.continue_train)
         print_perplexities(run, corpus, "finetune", where)
     if ending.exit_code and where.workers.is_first:
@@ -47,11 +49,15 @@ def main() -> int:
     return ending.exit_code
 
 
-def open_run(arguments: argparse.Namespace, config: Config, where: Machine) -> RunFolder:
+def with_settings(
+    run: RunFolder, config: Config, corpus: Corpus, arguments: argparse.Namespace, where: Machine
+) -> RunFolder:
     """The run with the settings of this stage, of which [finetune] is written down in it."""
     own = [f"finetune.{name}={value}" for name, value in msgspec.to_builtins(config.finetune).items()]
-    run = RunFolder.open(Path(arguments.save))
-    run = set_later_settings(run, own, resume=arguments.continue_train, notice=where.display.message)
+    # Not the number of workers: the micro-batches that they share are those of this stage, which ``finetune`` checks.
+    run = set_later_settings(
+        run, corpus, own, resume=arguments.continue_train, device=where.device, notice=where.display.message
+    )
     return replace(run, config=config)
 
 

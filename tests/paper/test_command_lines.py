@@ -228,7 +228,7 @@ def test_the_rest_of_what_the_scripts_can(folder: Path, script: Script) -> None:
     finetuned = msgspec.structs.replace(config, finetune=msgspec.structs.replace(config.finetune, lr=3.0))
     (run / "config.toml").write_text(to_toml(finetuned))
     going_on = script(f"python main.py {small} --save {run.name} --continue_train")
-    assert "resuming train" in going_on.stderr
+    assert "over every predicted token" in going_on.stdout
     other = script(f"python main.py {small} --save {run.name} --continue_train --nonmono 2", code=1)
     assert other.stderr.startswith("main.py: ")
     assert "started with other settings" in other.stderr
