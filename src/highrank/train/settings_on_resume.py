@@ -151,7 +151,7 @@ def set_later_settings(
     changed = parse_config(msgspec.to_builtins(begun), source=str(run.path), overrides=overrides)
     if _changed_but(MAY_CHANGE_LATER, begun, changed):
         raise UserError(
-            f"--set: a trained run can change [finetune], [dynamic] and {', '.join(MAY_CHANGE_LATER[2:])} only, "
+            f"--set: a trained run can change [finetune], [dynamic], {', '.join(MAY_CHANGE_LATER[2:])} only, "
             f"got {' '.join(overrides)}"
         )
     if not resume:
