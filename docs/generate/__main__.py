@@ -38,6 +38,7 @@ PARTS = {
     "dynamic evaluation": dynamic_evaluation_table,
     "filtered steps": filtered_step_table,
     "floors": floor_table,
+    "longer": lambda: study_part("longer"),
     "loss": loss_figures,
     "options of 2017": option_tables,
     "penn": lambda: paper_table("penn"),
