@@ -25,10 +25,11 @@ __all__ = [
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 STAGES = ("train", "finetune", "dynamic")
-# Which recipe is which of the paper's models: the control "its own settings" has none.
+# Which recipe is which of the paper's models.
 RECIPE_OF = {
     "mixture of softmaxes, K=15": "{}",
     "mixture of contexts, same size": "{}-moc",
+    "one softmax, its own settings": "{}-awd-lstm",
     "one softmax, the mixture's settings": "{}-softmax",
 }
 
