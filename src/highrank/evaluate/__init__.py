@@ -23,8 +23,8 @@ from highrank.evaluate.perplexity import Evaluation, evaluate
 from highrank.evaluate.prediction import Explanation, Prediction, predict_next
 from highrank.evaluate.rank import Rank, rank
 from highrank.evaluate.rank_of_run import number_of_contexts, rank_run
+from highrank.evaluate.score import Score, ScoredWord, Surprisal, score_text, surprisal
 from highrank.evaluate.search import Trial, search_settings
-from highrank.evaluate.surprisal import Score, ScoredWord, Surprisal, score_text, surprisal
 from highrank.evaluate.temperature import TemperatureSearch, evaluate_at, tune_temperature
 from highrank.evaluate.temperature_of_run import evaluate_run_at, tune_temperature_of
 

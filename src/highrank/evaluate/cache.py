@@ -30,8 +30,8 @@ __all__ = ["DEFAULT_WINDOW", "CacheSettings", "evaluate_with_cache", "tune_cache
 
 DEFAULT_WINDOW = 500  # of the AWD-LSTM's code for Penn Treebank
 # Tried by ``tune_cache``, each with each.
-THETAS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0)
-SHARES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4)
+THETAS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
+SHARES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 class CacheSettings(NamedTuple):
