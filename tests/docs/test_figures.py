@@ -100,6 +100,11 @@ def floors(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def cache(found: dict[str, Any]) -> list[str]:
+    test = found["results"]["mos-k3-seed1"]["test"]
+    return [f"test perplexity falls from {test['without']['perplexity']:.2f} to {test['with_cache']['perplexity']:.2f}"]
+
+
 STATED: dict[tuple[str, str], Callable[[dict[str, Any]], list[str]]] = {
     ("README.md", "bench_train_step.penn.cpu.json"): step,
     ("README.md", "bench_train_step.penn.cpu.xeon.json"): step,
@@ -110,6 +115,7 @@ STATED: dict[tuple[str, str], Callable[[dict[str, Any]], list[str]]] = {
     ("docs/index.md", "penn_small_controls.json"): spectrum,
     ("docs/head.md", "bench_loss_speed.cpu.json"): one_softmax,
     ("docs/speed.md", "floors.json"): floors,
+    ("docs/studies.md", "cache_eval.json"): cache,
     ("docs/tutorial.md", "tutorial_run.json"): learning_rates,
 }
 
