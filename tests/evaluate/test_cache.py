@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.processes import here, one_line
+from highrank.cli.main import main
 from highrank.data import load_corpus
 from highrank.errors import UserError
-from highrank.evaluate import CacheSettings, evaluate, evaluate_with_cache, held_out, tune_cache
+from highrank.evaluate import DEFAULT_WINDOW, CacheSettings, evaluate, evaluate_with_cache, held_out, tune_cache
 from highrank.models import LanguageModel
 from highrank.runs import RunFolder
 from tests.parity import small_model
@@ -76,6 +77,12 @@ def test_tuning_takes_the_best_of_its_grid() -> None:
 def test_settings_out_of_their_range(change: dict[str, float], said: str) -> None:
     with pytest.raises(UserError, match=said):
         evaluate_with_cache(small_model(), text(), SETTINGS._replace(**change))
+
+
+def test_the_default_window_is_the_one_that_the_help_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["cache-eval", "--help"])  # which imports no PyTorch, so not the constant either
+    assert f"positions in the cache (default: {DEFAULT_WINDOW})" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.fixture
